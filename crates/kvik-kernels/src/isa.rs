@@ -1,0 +1,90 @@
+//! Which instruction set the kernels use: found out once, or forced through `KVIK_ISA`.
+
+use std::{fmt, str::FromStr, sync::OnceLock};
+
+/// An instruction set that Kvik has kernels for, in rising order of speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Portable Rust: the reference that the others are tested against.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 (F, BW, VL, DQ) with VNNI and BF16.
+    Avx512,
+}
+
+/// `KVIK_ISA` names no instruction set that Kvik has kernels for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown instruction set '{0}': use scalar, avx2 or avx512")]
+pub struct UnknownIsa(String);
+
+impl Isa {
+    /// The best set that this processor has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("avx512bf16");
+            if avx512 {
+                return Self::Avx512;
+            }
+            if avx2 {
+                return Self::Avx2;
+            }
+        }
+        Self::Scalar
+    }
+
+    /// The set in use: `KVIK_ISA` if it is set and this processor has it, else the best. Fixed at the first call.
+    pub fn active() -> Self {
+        static ACTIVE: OnceLock<Isa> = OnceLock::new();
+        *ACTIVE.get_or_init(|| Self::requested().ok().flatten().unwrap_or_else(Self::detect))
+    }
+
+    /// What `KVIK_ISA` asks for, lowered to what this processor has; `None` when it is not set.
+    ///
+    /// # Errors
+    /// [`UnknownIsa`] when the variable names no set: programs report it at start-up.
+    pub fn requested() -> Result<Option<Self>, UnknownIsa> {
+        match std::env::var("KVIK_ISA") {
+            Ok(name) => name.parse::<Self>().map(|isa| Some(isa.min(Self::detect()))),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// All sets that this processor can run, the scalar reference first: what property tests go through.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [Self::Scalar, Self::Avx2, Self::Avx512].into_iter().filter(|&isa| isa <= Self::detect())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = UnknownIsa;
+
+    fn from_str(name: &str) -> Result<Self, UnknownIsa> {
+        match name.to_ascii_lowercase().as_str() {
+            "scalar" => Ok(Self::Scalar),
+            "avx2" => Ok(Self::Avx2),
+            "avx512" => Ok(Self::Avx512),
+            _ => Err(UnknownIsa(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        })
+    }
+}

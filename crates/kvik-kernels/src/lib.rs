@@ -1,0 +1,17 @@
+//! The arithmetic of Kvik: SIMD kernels with runtime dispatch, and the thread pool that runs them.
+//!
+//! One source per operation and instruction set. The scalar version is the reference: it states what is computed,
+//! and property tests hold the AVX2 and AVX-512 versions to it. Which set runs is chosen once ([`Isa::active`]).
+//!
+//! Two rules make results independent of threads and of batching:
+//! - an output element is computed by one thread, with a fixed order of operations;
+//! - that order depends on the element's own row only, never on which other rows share the call.
+
+#![deny(missing_docs)]
+
+mod isa;
+mod pool;
+pub mod quant;
+
+pub use isa::{Isa, UnknownIsa};
+pub use pool::ThreadPool;

@@ -1,0 +1,3 @@
+//! The `kvik` command.
+
+fn main() {}
