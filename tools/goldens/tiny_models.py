@@ -79,7 +79,7 @@ GEMMA = dict(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_lay
 OPT = dict(vocab_size=96, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
            max_position_embeddings=40, word_embed_proj_dim=32, do_layer_norm_before=True, bos_token_id=2,
            eos_token_id=2, pad_token_id=1)
-NEOX = dict(vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+NEOX = dict(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             max_position_embeddings=64, layer_norm_eps=1e-2, bos_token_id=0, eos_token_id=0,
             rope_parameters=rope(500.0), rotary_pct=0.25, use_parallel_residual=True)
 PHI3 = {**BASE, "pad_token_id": 0}
@@ -110,8 +110,9 @@ CASES = {
     "llama-rope-dynamic": case(
         "llama", BASE, max_position_embeddings=16, rope_parameters=rope(kind="dynamic", factor=2.0),
         matters=dict(rope_parameters=rope()), old=dict(rope_theta=500.0, rope_scaling=dict(type="dynamic", factor=2.0))),
-    "llama-rope-yarn": case("llama", BASE, max_position_embeddings=128, rope_parameters=rope(kind="yarn", **YARN), matters=dict(
-        rope_parameters=rope()), old=dict(rope_theta=500.0, rope_scaling=dict(type="yarn", **YARN))),
+    "llama-rope-yarn": case(
+        "llama", BASE, max_position_embeddings=128, rope_parameters=rope(kind="yarn", **YARN),
+        matters=dict(rope_parameters=rope()), old=dict(rope_theta=500.0, rope_scaling=dict(type="yarn", **YARN))),
     # Mistral: a sliding window in every layer; heads wider than hidden_size / num_attention_heads
     "mistral": case("mistral", BASE, sliding_window=WINDOW, head_dim=16, rope_parameters=rope(), matters=dict(
         sliding_window=None), old=dict(rope_theta=500.0)),
@@ -165,8 +166,8 @@ def build(model_type, settings):
 
 
 def randomise(model, seed, dtype):
-    """Draws every parameter, rounded to the type it will be stored in: matrices so that they keep a vector's size about the same (1.3 / sqrt(fan-in)), embeddings
-    at 0.6, norms around 1 (Gemma stores them less 1), biases at 0.3."""
+    """Draws every parameter, rounded to the type it will be stored in: matrices so that they keep a vector's size about
+    the same (1.3 / sqrt(fan-in)), embeddings at 0.6, norms around 1 (Gemma stores them less 1), biases at 0.3."""
     generator = torch.Generator().manual_seed(seed)
     centre = 0.0 if "gemma" in model.config.model_type else 1.0
     with torch.no_grad():
@@ -252,6 +253,11 @@ def save(folder, model, config, spec, prompts, want, seed):
         os.rename(os.path.join(folder, "config.json"), os.path.join(folder, "config_old.json"))
     spell(written)
 
+    save_golden(folder, prompts, want, seed)
+
+
+def save_golden(folder, prompts, want, seed):
+    """Writes golden.json and golden.f32."""
     rows, entries = 0, []
     for ids in prompts:
         entries.append({"ids": ids, "first_row": rows})
