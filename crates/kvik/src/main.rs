@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, pull};
+use commands::{Interrupted, inspect, pull};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -31,11 +31,13 @@ or owner/name[:file] from the Hugging Face hub. What is not on this machine is f
 #[derive(Debug, Subcommand)]
 enum Verb {
     Pull(pull::Args),
+    Inspect(inspect::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Pull(args) => pull::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

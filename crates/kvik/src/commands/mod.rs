@@ -1,5 +1,6 @@
 //! The verbs of the command line, one file each.
 
+pub mod inspect;
 pub mod pull;
 
 /// The user pressed Ctrl-C, and what was being done has ended in good order.
