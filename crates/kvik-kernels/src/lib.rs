@@ -9,7 +9,9 @@
 
 #![deny(missing_docs)]
 
+mod disjoint;
 mod isa;
+pub mod matmul;
 mod pool;
 pub mod quant;
 

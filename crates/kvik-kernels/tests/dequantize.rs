@@ -12,7 +12,8 @@ fn every_format_decodes_as_the_reference_does() {
         let (blocks, rest) = golden.split_first_chunk::<4>().unwrap();
         let elements = u32::from_le_bytes(*blocks) as usize * ty.block_len();
         let (data, expected) = rest.split_at(ty.bytes_for(elements).unwrap());
-        let expected: Vec<u32> = expected.as_chunks::<4>().0.iter().map(|&bits| u32::from_le_bytes(bits)).collect();
+        let expected: Vec<u32> =
+            expected.as_chunks::<4>().0.iter().map(|&bits| u32::from_le_bytes(bits)).collect();
         assert_eq!(expected.len(), elements, "{ty}");
 
         let mut decoded = vec![0.0; elements];

@@ -75,20 +75,44 @@ pub(crate) trait BlockFormat {
     }
 }
 
-/// Calls `$run::<F>($args)` with `F` the [`BlockFormat`] of the quantised type `$ty`, or `$otherwise` for the floats.
+/// Runs `$run` with the type `$F` being the [`BlockFormat`] of the quantised `$ty`, or `$otherwise` for the floats.
 macro_rules! with_block_format {
     ($ty:expr, $F:ident => $run:expr, _ => $otherwise:expr) => {{
-        use $crate::quant::{TensorType, block_format as formats};
+        use $crate::quant::{TensorType as Ty, block_format as formats};
         match $ty {
-            TensorType::Q4_0 => { type $F = formats::Q4_0; $run }
-            TensorType::Q4_1 => { type $F = formats::Q4_1; $run }
-            TensorType::Q5_0 => { type $F = formats::Q5_0; $run }
-            TensorType::Q5_1 => { type $F = formats::Q5_1; $run }
-            TensorType::Q8_0 => { type $F = formats::Q8_0; $run }
-            TensorType::Q4_K => { type $F = formats::Q4_K; $run }
-            TensorType::Q5_K => { type $F = formats::Q5_K; $run }
-            TensorType::Q6_K => { type $F = formats::Q6_K; $run }
-            TensorType::F32 | TensorType::F16 | TensorType::BF16 => $otherwise,
+            Ty::Q4_0 => {
+                type $F = formats::Q4_0;
+                $run
+            }
+            Ty::Q4_1 => {
+                type $F = formats::Q4_1;
+                $run
+            }
+            Ty::Q5_0 => {
+                type $F = formats::Q5_0;
+                $run
+            }
+            Ty::Q5_1 => {
+                type $F = formats::Q5_1;
+                $run
+            }
+            Ty::Q8_0 => {
+                type $F = formats::Q8_0;
+                $run
+            }
+            Ty::Q4_K => {
+                type $F = formats::Q4_K;
+                $run
+            }
+            Ty::Q5_K => {
+                type $F = formats::Q5_K;
+                $run
+            }
+            Ty::Q6_K => {
+                type $F = formats::Q6_K;
+                $run
+            }
+            Ty::F32 | Ty::F16 | Ty::BF16 => $otherwise,
         }
     }};
 }
@@ -286,15 +310,13 @@ fn with_fifth_bits(low: [u64; 4], bits: &[u8]) -> [u64; 4] {
     std::array::from_fn(|i| {
         // Byte j of `picked` is nonzero exactly if bit j is set; adding 0x7f carries that into its top bit.
         let picked = repeat(bits[i]) & 0x8040_2010_0804_0201;
-        low[i] | (picked + repeat(0x7f) & repeat(0x80)) >> 3
+        low[i] | ((picked + repeat(0x7f)) & repeat(0x80)) >> 3
     })
 }
 
 /// Runs 2i and 2i + 1 are the low and high nibbles of the i-th 32 bytes.
 fn nibbles_of_pair(bytes: &[u8], sub: usize) -> [u64; 4] {
-    std::array::from_fn(|i| {
-        u64_at(bytes, 32 * (sub / 2) + 8 * i) >> (4 * (sub % 2)) & repeat(0x0f)
-    })
+    std::array::from_fn(|i| u64_at(bytes, 32 * (sub / 2) + 8 * i) >> (4 * (sub % 2)) & repeat(0x0f))
 }
 
 /// The 6-bit factors of scale and minimum for run `sub`, from 12 bytes: runs 0..4 have theirs in the low six bits of
