@@ -9,9 +9,11 @@
 
 #![deny(missing_docs)]
 
+pub mod attention;
 mod isa;
 mod pool;
 pub mod quant;
+pub mod rows;
 
 pub use isa::{Isa, UnknownIsa};
 pub use pool::ThreadPool;
