@@ -130,24 +130,34 @@ impl ThreadPool {
         }
     }
 
-    /// Splits `0..items` into pieces of at most `grain` and runs them on all threads; each piece goes to whichever
-    /// thread is free next.
+    /// Splits `0..items` into pieces of at most `grain` and runs `task(piece)` on all threads; each piece goes to
+    /// whichever thread is free next.
     pub fn for_each_piece(&self, items: usize, grain: usize, task: impl Fn(Range<usize>) + Sync) {
+        self.for_each_piece_on_thread(items, grain, |_, piece| task(piece));
+    }
+
+    /// As [`Self::for_each_piece`], with the number of the thread that runs the piece: the index of its own scratch.
+    pub fn for_each_piece_on_thread(
+        &self,
+        items: usize,
+        grain: usize,
+        task: impl Fn(usize, Range<usize>) + Sync,
+    ) {
         let grain = grain.max(1);
         if self.workers.is_empty() || items <= grain {
             if items > 0 {
-                task(0..items);
+                task(0, 0..items);
             }
             return;
         }
         let next = AtomicUsize::new(0);
-        self.run(|_| {
+        self.run(|thread| {
             loop {
                 let start = next.fetch_add(grain, Relaxed);
                 if start >= items {
                     break;
                 }
-                task(start..(start + grain).min(items));
+                task(thread, start..(start + grain).min(items));
             }
         });
     }
