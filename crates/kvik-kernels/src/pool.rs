@@ -161,7 +161,35 @@ impl ThreadPool {
             }
         });
     }
+
+    /// Runs `task(index, row)` on every row of `data` (`[rows, cols]`), on all threads when there is enough to do.
+    ///
+    /// # Panics
+    /// If `data` is no whole number of rows.
+    pub fn for_each_row<T: Send>(&self, data: &mut [T], cols: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+        /// A piece of so many elements is worth handing to another thread.
+        const PIECE_ELEMENTS: usize = 4096;
+        if cols == 0 {
+            return;
+        }
+        assert!(data.len().is_multiple_of(cols));
+        let rows = data.len() / cols;
+        let start = SendPtr(data.as_mut_ptr());
+        self.for_each_piece(rows, PIECE_ELEMENTS.div_ceil(cols), |piece| {
+            let start = &start;
+            for row in piece {
+                // SAFETY: `row < rows`, so the range lies in `data`; pieces are disjoint, so nobody else has it.
+                task(row, unsafe { std::slice::from_raw_parts_mut(start.0.add(row * cols), cols) });
+            }
+        });
+    }
 }
+
+/// A pointer that threads may share because each uses a part of its own.
+struct SendPtr<T>(*mut T);
+
+// SAFETY: see the only user, `ThreadPool::for_each_row`.
+unsafe impl<T: Send> Sync for SendPtr<T> {}
 
 /// Waits in `drop`, so that the job's closure outlives the workers' use of it on a panic too.
 struct WaitForWorkers<'a>(&'a Shared);
@@ -254,6 +282,16 @@ mod tests {
                     "{threads} threads, {items} items"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn every_row_is_visited_with_its_index() {
+        let pool = ThreadPool::new(2);
+        for (rows, cols) in [(0, 3), (1, 5), (3000, 7)] {
+            let mut data = vec![0usize; rows * cols];
+            pool.for_each_row(&mut data, cols, |index, row| row.fill(index + 1));
+            assert!(data.iter().enumerate().all(|(i, &value)| value == i / cols + 1));
         }
     }
 
