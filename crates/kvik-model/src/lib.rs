@@ -11,7 +11,9 @@ pub mod metadata;
 mod quote;
 pub mod safetensors;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use metadata::{Metadata, MetadataError};
 pub use tensor::Tensor;
+pub use tokenizer::Tokenizer;
