@@ -31,7 +31,8 @@ struct Prompt {
 
 /// Hugging Face folders, and the same kinds of models as GGUF files.
 fn tiny_models() -> [PathBuf; 2] {
-    ["tiny-models", "tiny-gguf"].map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data").join(name))
+    ["tiny-models", "tiny-gguf"]
+        .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data").join(name))
 }
 
 /// Logits of all tokens of `ids`, prefilled in chunks.
@@ -92,8 +93,10 @@ fn logits_equal_the_reference() {
     let mut failed = Vec::new();
     for (name, folder, golden) in cases {
         let bytes = std::fs::read(golden.join("golden.f32")).unwrap();
-        let want: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-        let golden: Golden = serde_json::from_slice(&std::fs::read(golden.join("golden.json")).unwrap()).unwrap();
+        let want: Vec<f32> =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let golden: Golden =
+            serde_json::from_slice(&std::fs::read(golden.join("golden.json")).unwrap()).unwrap();
         let vocabulary = golden.shape[1];
         for prompt in &golden.prompts {
             let got = logits(&folder, &prompt.ids, 1, prompt.ids.len());
