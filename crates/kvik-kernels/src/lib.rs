@@ -10,7 +10,9 @@
 #![deny(missing_docs)]
 
 pub mod attention;
+mod disjoint;
 mod isa;
+pub mod matmul;
 mod pool;
 pub mod quant;
 pub mod rows;

@@ -19,6 +19,7 @@
 //! the dims, each accumulator one chain over the tokens. Masked tokens contribute exact zeros. So a row computed
 //! alone, in a batch or in any prefill chunk gives the same bits.
 
+mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -26,6 +27,7 @@ mod avx512;
 mod scalar;
 mod tile;
 
+pub use attend::{AttentionScratch, AttentionShape, CachedTiles, attend};
 pub use tile::{Positions, TILE_TOKENS, Tile, TileShape};
 
 use crate::Isa;
@@ -120,9 +122,9 @@ impl Partials<'_> {
 
 /// Packs one query `[key_dim]`, times the softmax `scale`, into bf16 pairs `[key_pairs]`.
 pub fn pack_query(query: &[f32], scale: f32, packed: &mut [u32]) {
-    for (pair, slot) in packed.iter_mut().enumerate() {
-        let dim = |i: usize| query.get(i).map_or(0, |&q| tile::to_bf16(q * scale));
-        *slot = u32::from(dim(2 * pair)) | u32::from(dim(2 * pair + 1)) << 16;
+    let round = |q: f32| u32::from(tile::to_bf16(q * scale));
+    for (slot, pair) in packed.iter_mut().zip(query.chunks(2)) {
+        *slot = round(pair[0]) | pair.get(1).map_or(0, |&odd| round(odd)) << 16;
     }
 }
 

@@ -106,6 +106,14 @@ impl Tile<'_> {
         }
     }
 
+    /// True if no token lies at a position in `first..=last`, as far as that is cheap to say.
+    pub(super) fn beyond(&self, first: u32, last: u32) -> bool {
+        match self.positions {
+            Positions::From(start) => start > last || start as usize + self.len <= first as usize,
+            Positions::Each(_) => false,
+        }
+    }
+
     /// One bit per token: set if a query at `position` may see it.
     pub(super) fn visible(&self, reach: Reach, position: u32) -> u64 {
         let (first, last) = reach.range(position);

@@ -95,7 +95,8 @@ impl TensorType {
 
     /// Bytes of `elements` consecutive elements, or `None` if they are no whole number of blocks or overflow.
     pub fn bytes_for(self, elements: usize) -> Option<usize> {
-        (elements % self.block_len() == 0)
+        elements
+            .is_multiple_of(self.block_len())
             .then(|| (elements / self.block_len()).checked_mul(self.block_bytes()))
             .flatten()
     }

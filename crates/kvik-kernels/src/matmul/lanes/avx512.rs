@@ -1,0 +1,146 @@
+//! Lanes as one 512-bit register, with the VNNI dot product.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Lanes};
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The processor has [`crate::Isa::Avx512`].
+    pub(super) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+// Every block below is allowed because `self` exists: the processor has the instructions (see `Avx512::new`).
+// Where memory is touched the caller's promise comes on top.
+impl Lanes for Avx512 {
+    type Floats = __m512;
+    type Ints = __m512i;
+    type Codes = __m512i;
+
+    const WIDE_CODES_ARE_SIGNED: bool = false;
+
+    fn enter<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
+        fn compiled<K: Kernel>(kernel: K, lanes: Avx512) -> K::Output {
+            kernel.run(lanes)
+        }
+        // SAFETY: `self` proves the instructions.
+        unsafe { compiled(kernel, self) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn splat_int(self, value: i32) -> __m512i {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    fn to_floats(self, ints: __m512i) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_cvtepi32_ps(ints) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: __m512i) -> [__m512i; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let mask = _mm512_set1_epi8(0x0f);
+            [_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask)]
+        }
+    }
+
+    #[inline(always)]
+    fn add_where(self, mask: u64, value: u8, codes: __m512i) -> __m512i {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_mask_add_epi8(codes, mask, codes, _mm512_set1_epi8(value as i8)) }
+    }
+
+    #[inline(always)]
+    fn add_code(self, codes: __m512i, value: u8) -> __m512i {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_add_epi8(codes, _mm512_set1_epi8(value as i8)) }
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: __m512i, codes: [__m512i; 2], activations: [i32; 2], _wide: bool) -> __m512i {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let sums = _mm512_dpbusd_epi32(sums, codes[0], _mm512_set1_epi32(activations[0]));
+            _mm512_dpbusd_epi32(sums, codes[1], _mm512_set1_epi32(activations[1]))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes(self, from: *const u8) -> __m512i {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_codes(self, codes: __m512i, to: *mut u8) {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe { _mm512_storeu_si512(to.cast(), codes) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, floats: __m512, to: *mut f32) {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe { _mm512_storeu_ps(to, floats) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u8) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u8) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> __m512 {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+}

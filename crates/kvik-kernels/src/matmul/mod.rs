@@ -1,0 +1,185 @@
+//! Matrix products of activations with packed weights: `out[row, o] = Σ_k x[row, k] · w[o, k]`.
+//!
+//! ```text
+//! let mut builder = PackedMatrix::builder(ty, out_features, in_features)?;  // once for each matrix of a model
+//! builder.push_rows(&pool, rows_of_the_file)?;                              // repeatedly
+//! let weight = builder.finish()?;
+//!
+//! let mut acts = Activations::new();                                        // once for each model
+//! acts.set_for(&pool, &x, rows, in_features, &[&wq, &wk, &wv]);             // once for each set of matrices
+//! matmul(&pool, &acts, &mut [Product::new(&wq, &mut q), Product::new(&wk, &mut k), Product::new(&wv, &mut v)]);
+//! ```
+//!
+//! Weights keep the precision of their file. Products with quantised weights are integer products of blocks of 32
+//! inputs, with activations in 8 bits ([`Activations`]); products with floating-point weights are in `f32` throughout.
+//!
+//! How the work is cut: a piece is two panels (32 output features) by up to [`ROW_BLOCK`] rows. For few rows the
+//! weights are decoded in registers on their way to the multiplier; for more, a chunk of both panels is first taken
+//! apart into the first-level cache, and tiles of up to [`TILE_ROWS`] rows run over it. Either way a row's result has
+//! the same bits (see `integer_tile`), so that neither batching nor threads can be told from the output.
+
+mod activations;
+mod float_tile;
+mod integer_tile;
+mod lanes;
+mod pack;
+mod packed_matrix;
+mod panel;
+mod piece;
+
+use std::ops::Range;
+
+pub use activations::Activations;
+pub use packed_matrix::{Builder, PackError, PackedMatrix};
+
+use self::{
+    lanes::{LANES, Lanes, Program, dispatch},
+    piece::{FUSED_ROWS, Output, PIECE_PANELS, Piece, ROW_BLOCK},
+};
+use crate::{Isa, ThreadPool, disjoint::Disjoint};
+
+/// Products that one parallel region takes.
+pub const MAX_PRODUCTS: usize = 8;
+
+/// One product of a parallel region.
+pub struct Product<'a> {
+    /// The weights, `[out_features, in_features]`.
+    pub weight: &'a PackedMatrix,
+    /// Added to every row, `[out_features]`.
+    pub bias: Option<&'a [f32]>,
+    /// The result, `[rows, out_features]`.
+    pub out: &'a mut [f32],
+    /// Adds the result to what `out` holds (a residual) instead of replacing it.
+    pub accumulate: bool,
+}
+
+/// Multiplies the activations with all weights of `products`, in one parallel region.
+///
+/// Each row of each result has the same bits whatever the other rows, the other products and the number of threads.
+/// Does not allocate.
+///
+/// # Panics
+/// If shapes do not match, if `acts` was prepared for other formats, or for more than [`MAX_PRODUCTS`] products.
+pub fn matmul(pool: &ThreadPool, acts: &Activations, products: &mut [Product<'_>]) {
+    matmul_with(Isa::active(), pool, acts, products);
+}
+
+/// [`matmul`] on a given instruction set, for tests and measurements.
+///
+/// # Panics
+/// As [`matmul`], and if this processor does not have `isa`.
+pub fn matmul_with(isa: Isa, pool: &ThreadPool, acts: &Activations, products: &mut [Product<'_>]) {
+    assert!(products.len() <= MAX_PRODUCTS, "{} products in one region", products.len());
+    dispatch(isa, Matmul { pool, acts, products });
+}
+
+/// Multiplies the activations with panels `panels` of `weight` (16 output features each) on the calling thread, so that
+/// a caller can go on with the result while it is in the cache. `out` is `[rows, 16 · panels.len()]`; features past
+/// `out_features` are zero.
+///
+/// The same bits as [`matmul`] without bias.
+///
+/// # Panics
+/// If shapes do not match or `acts` was prepared for other formats.
+pub fn multiply_panels(acts: &Activations, weight: &PackedMatrix, panels: Range<usize>, out: &mut [f32]) {
+    assert!(panels.start <= panels.end && panels.end <= weight.panels(), "no panels {panels:?}");
+    let width = LANES * panels.len();
+    assert_eq!(out.len(), acts.rows() * width, "the result is [rows, 16 * panels]");
+    check_columns(acts, weight);
+    let features = LANES * panels.start..LANES * panels.end;
+    let out = Output { values: Disjoint::new(out), features, bias: None, accumulate: false };
+    dispatch(Isa::active(), MultiplyPanels { acts, weight, panels, out });
+}
+
+struct MultiplyPanels<'a> {
+    acts: &'a Activations,
+    weight: &'a PackedMatrix,
+    panels: Range<usize>,
+    out: Output<'a>,
+}
+
+impl Program for MultiplyPanels<'_> {
+    fn run<L: Lanes + Sync>(self, lanes: L) {
+        let Self { acts, weight, panels, out } = self;
+        for rows in row_blocks(acts.rows()) {
+            for first in panels.clone().step_by(PIECE_PANELS) {
+                let panels = first..panels.end.min(first + PIECE_PANELS);
+                // SAFETY: nothing else writes to `out`.
+                let piece = unsafe { Piece::new(acts, weight, panels, rows.clone(), &out) };
+                piece.multiply(lanes);
+            }
+        }
+    }
+}
+
+struct Matmul<'a, 'b> {
+    pool: &'a ThreadPool,
+    acts: &'a Activations,
+    products: &'a mut [Product<'b>],
+}
+
+impl Program for Matmul<'_, '_> {
+    fn run<L: Lanes + Sync>(self, lanes: L) {
+        let Self { pool, acts, products } = self;
+        let mut work = [const { None }; MAX_PRODUCTS];
+        let (mut units, mut bytes) = (0, 0);
+        for (product, work) in products.iter_mut().zip(&mut work) {
+            let weight = product.weight;
+            check_columns(acts, weight);
+            let width = weight.out_features();
+            assert_eq!(product.out.len(), acts.rows() * width, "the result is [rows, out_features]");
+            assert!(product.bias.is_none_or(|bias| bias.len() == width), "a bias is [out_features]");
+            let out = Output {
+                values: Disjoint::new(product.out),
+                features: 0..width,
+                bias: product.bias,
+                accumulate: product.accumulate,
+            };
+            units += weight.panels().div_ceil(PIECE_PANELS);
+            bytes += weight.bytes();
+            *work = Some((weight, out));
+        }
+        let blocks = row_blocks(acts.rows());
+        let grain = grain(pool, acts.rows(), units, bytes);
+        // Row blocks outermost: their activations stay in the second-level cache while the weights stream by.
+        pool.for_each_piece(units * blocks.len(), grain, |indices| {
+            for index in indices {
+                let rows = blocks.clone().nth(index / units).expect("one of the row blocks");
+                let mut unit = index % units;
+                for (weight, out) in work.iter().flatten() {
+                    let its_units = weight.panels().div_ceil(PIECE_PANELS);
+                    if unit < its_units {
+                        let first = PIECE_PANELS * unit;
+                        let panels = first..weight.panels().min(first + PIECE_PANELS);
+                        // SAFETY: every index is another part of an output, and is handed out once.
+                        let piece = unsafe { Piece::new(acts, weight, panels, rows, out) };
+                        piece.multiply(lanes);
+                        break;
+                    }
+                    unit -= its_units;
+                }
+            }
+        });
+    }
+}
+
+fn check_columns(acts: &Activations, weight: &PackedMatrix) {
+    assert_eq!(acts.cols(), weight.in_features(), "activation rows and weight rows differ in length");
+}
+
+/// Even cuts of `0..rows` into blocks of at most [`ROW_BLOCK`].
+fn row_blocks(rows: usize) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
+    let blocks = rows.div_ceil(ROW_BLOCK);
+    (0..blocks).map(move |block| rows * block / blocks..rows * (block + 1) / blocks)
+}
+
+/// How many units (pairs of panels) a thread takes at a time.
+fn grain(pool: &ThreadPool, rows: usize, units: usize, bytes: usize) -> usize {
+    if rows > FUSED_ROWS {
+        return 1;
+    }
+    // Bound by memory: long runs for the prefetcher, but no tail that the other threads wait for.
+    const RUN_BYTES: usize = 128 << 10;
+    let run = units * RUN_BYTES / bytes.max(1);
+    run.min(units / (4 * pool.threads())).max(1)
+}

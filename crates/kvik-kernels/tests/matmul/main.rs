@@ -1,0 +1,264 @@
+//! Matrix products on every instruction set: against brute force in `f64`, against each other, and against themselves
+//! in other batches and on other numbers of threads.
+
+mod matrix;
+
+use kvik_kernels::{
+    Isa, ThreadPool,
+    matmul::{Activations, PackError, PackedMatrix, Product, matmul_with, multiply_panels},
+    quant::TensorType,
+};
+use matrix::{Random, Stored};
+use proptest::prelude::*;
+
+fn run(isa: Isa, threads: usize, weight: &PackedMatrix, x: &[f32]) -> Vec<f32> {
+    let rows = x.len() / weight.in_features();
+    let pool = ThreadPool::new(threads);
+    let mut acts = Activations::new();
+    acts.set(&pool, x, rows, weight.in_features());
+    let mut out = vec![f32::NAN; rows * weight.out_features()];
+    matmul_with(isa, &pool, &acts, &mut [Product { weight, bias: None, out: &mut out, accumulate: false }]);
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn assert_close(stored: &Stored, x: &[f32], out: &[f32], exact: bool, what: &str) {
+    for (row, (x, out)) in x.chunks(stored.in_features).zip(out.chunks(stored.out_features)).enumerate() {
+        for (o, &got) in out.iter().enumerate() {
+            let (want, bound) = stored.product(x, o, exact);
+            let error = (f64::from(got) - want).abs();
+            assert!(error <= bound, "{what}, row {row}, feature {o}: {got}, not {want} ± {bound:e}");
+        }
+    }
+}
+
+/// A type, with row and column counts that meet every remainder of tiles, panels, spans and chunks.
+fn shapes() -> impl Strategy<Value = (TensorType, usize, usize, usize, u64)> {
+    let ty = (0..TensorType::ALL.len()).prop_map(|i| TensorType::ALL[i]);
+    let blocks = prop_oneof![4 => 1..4usize, 1 => 20..60usize];
+    (ty, 1..40usize, 1..70usize, blocks, 1..300usize, any::<u64>()).prop_map(
+        |(ty, rows, out, blocks, columns, seed)| {
+            let columns = match ty.block_len() {
+                1 => columns,
+                32 => 32 * blocks,
+                _ => 256 * blocks.div_ceil(8),
+            };
+            (ty, rows, out, columns, seed)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn products_are_those_of_the_decoded_weights((ty, rows, out_features, in_features, seed) in shapes()) {
+        let mut random = Random(seed);
+        let stored = Stored::random(ty, out_features, in_features, &mut random);
+        let weight = stored.pack();
+        let x = random.floats(rows * in_features);
+        for isa in Isa::available() {
+            assert_close(&stored, &x, &run(isa, 1, &weight, &x), false, &format!("{ty} on {isa}"));
+        }
+    }
+
+    #[test]
+    fn nothing_but_rounding_is_lost_on_representable_activations((ty, rows, out, columns, seed) in shapes()) {
+        let mut random = Random(seed);
+        let stored = Stored::random(ty, out, columns, &mut random);
+        let weight = stored.pack();
+        let mut x: Vec<f32> = (0..rows * columns).map(|_| (random.next() % 255) as f32 - 127.0).collect();
+        for block in x.chunks_mut(32) {
+            block[0] = 127.0;
+            let scale = [0.125, 1.0, 4.0][random.next() as usize % 3];
+            block.iter_mut().for_each(|x| *x *= scale);
+        }
+        for isa in Isa::available() {
+            assert_close(&stored, &x, &run(isa, 1, &weight, &x), true, &format!("{ty} on {isa}"));
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_in_any_batch((ty, rows, out, columns, seed) in shapes()) {
+        let mut random = Random(seed);
+        let weight = Stored::random(ty, out, columns, &mut random).pack();
+        let x = random.floats(rows * columns);
+        for isa in Isa::available() {
+            let batch = run(isa, 1, &weight, &x);
+            for threads in [2, 3] {
+                prop_assert_eq!(bits(&batch), bits(&run(isa, threads, &weight, &x)), "{} threads", threads);
+            }
+            let alone: Vec<f32> = x.chunks(columns).flat_map(|row| run(isa, 1, &weight, row)).collect();
+            prop_assert_eq!(bits(&batch), bits(&alone), "{} on {}", ty, isa);
+        }
+    }
+
+    #[test]
+    fn packing_keeps_every_number((ty, _, out, columns, seed) in shapes(), piece in 1..50usize) {
+        let stored = Stored::random(ty, out, columns, &mut Random(seed));
+        let pool = ThreadPool::new(2);
+        let mut builder = PackedMatrix::builder(ty, out, columns).unwrap();
+        for rows in stored.bytes.chunks(piece * ty.bytes_for(columns).unwrap()) {
+            builder.push_rows(&pool, rows).unwrap();
+        }
+        let weight = builder.finish().unwrap();
+        let mut row = vec![0.0; columns];
+        for o in 0..out {
+            weight.dequantize_row(o, &mut row);
+            prop_assert_eq!(bits(&row), bits(&stored.values[o * columns..][..columns]), "{} row {}", ty, o);
+        }
+    }
+}
+
+/// Large prefills cross the blocks of rows; their cuts must not show.
+#[test]
+fn long_prefills_are_cut_without_a_trace() {
+    let mut random = Random(7);
+    for (ty, rows) in [(TensorType::Q4_1, 97), (TensorType::Q6_K, 200), (TensorType::BF16, 193)] {
+        let stored = Stored::random(ty, 50, 1024, &mut random);
+        let weight = stored.pack();
+        let x = random.floats(rows * 1024);
+        let batch = run(Isa::active(), 2, &weight, &x);
+        assert_close(&stored, &x, &batch, false, &format!("{ty}"));
+        for row in [0, 95, 96, rows - 1] {
+            let alone = run(Isa::active(), 1, &weight, &x[row * 1024..][..1024]);
+            assert_eq!(bits(&alone), bits(&batch[row * 50..][..50]), "{ty}, row {row}");
+        }
+    }
+}
+
+/// The largest codes meet the largest activations: nothing may saturate on the way.
+#[test]
+fn extreme_codes_and_activations_do_not_saturate() {
+    for ty in TensorType::ALL.into_iter().filter(|ty| ty.block_len() > 1) {
+        for byte in [0x00, 0x7f, 0x80, 0x81, 0xff] {
+            let stored = Stored::uniform(ty, 17, 512, byte);
+            let weight = stored.pack();
+            for pattern in [[127.0, 127.0], [-127.0, -127.0], [127.0, -127.0]] {
+                let x: Vec<f32> = (0..5 * 512).map(|i| pattern[i % 2]).collect();
+                for isa in Isa::available() {
+                    for rows in [1, 5] {
+                        let x = &x[..rows * 512];
+                        let what = format!("{ty} of {byte:#04x} times {pattern:?} on {isa}");
+                        assert_close(&stored, x, &run(isa, 1, &weight, x), true, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_one_region_are_those_of_several() {
+    let mut random = Random(11);
+    let pool = ThreadPool::new(2);
+    let stored = [(TensorType::Q4_K, 40), (TensorType::Q8_0, 7), (TensorType::F32, 33)]
+        .map(|(ty, out)| Stored::random(ty, out, 256, &mut random));
+    let weights = stored.each_ref().map(Stored::pack);
+    for isa in Isa::available() {
+        for rows in [1, 3, 9] {
+            let x = random.floats(rows * 256);
+            let mut acts = Activations::new();
+            acts.set_for(&pool, &x, rows, 256, &weights.each_ref());
+            let mut outs = weights.each_ref().map(|weight| vec![0.0; rows * weight.out_features()]);
+            let mut products: Vec<Product> = weights
+                .iter()
+                .zip(&mut outs)
+                .map(|(weight, out)| Product { weight, bias: None, out, accumulate: false })
+                .collect();
+            matmul_with(isa, &pool, &acts, &mut products);
+            for (weight, out) in weights.iter().zip(&outs) {
+                assert_eq!(bits(out), bits(&run(isa, 1, weight, &x)), "{} on {isa}", weight.ty());
+            }
+        }
+    }
+}
+
+#[test]
+fn bias_and_residual_are_added_to_the_product() {
+    let mut random = Random(12);
+    let pool = ThreadPool::new(2);
+    for ty in [TensorType::Q5_0, TensorType::F16] {
+        let weight = Stored::random(ty, 35, 64, &mut random).pack();
+        let (bias, residual, x) = (random.floats(35), random.floats(7 * 35), random.floats(7 * 64));
+        let plain = run(Isa::active(), 1, &weight, &x);
+        let mut acts = Activations::new();
+        acts.set(&pool, &x, 7, 64);
+        for (with_bias, accumulate) in [(true, false), (false, true), (true, true)] {
+            let mut out = residual.clone();
+            let bias_given = with_bias.then_some(&bias[..]);
+            let product = Product { weight: &weight, bias: bias_given, out: &mut out, accumulate };
+            matmul_with(Isa::active(), &pool, &acts, &mut [product]);
+            for i in 0..out.len() {
+                let sum = plain[i] + if with_bias { bias[i % 35] } else { 0.0 };
+                assert_eq!(out[i], if accumulate { residual[i] + sum } else { sum }, "{ty}, element {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn single_panels_are_those_of_the_whole_product() {
+    let mut random = Random(13);
+    let pool = ThreadPool::new(1);
+    for ty in [TensorType::Q4_1, TensorType::BF16] {
+        let weight = Stored::random(ty, 75, 96, &mut random).pack();
+        for rows in [1, 100] {
+            let x = random.floats(rows * 96);
+            let whole = run(Isa::active(), 1, &weight, &x);
+            let mut acts = Activations::new();
+            acts.set(&pool, &x, rows, 96);
+            let mut out = vec![f32::NAN; rows * 64];
+            multiply_panels(&acts, &weight, 1..5, &mut out);
+            for row in 0..rows {
+                let (mine, theirs) = (&out[row * 64..][..64], &whole[row * 75 + 16..(row + 1) * 75]);
+                assert_eq!(bits(&mine[..59]), bits(theirs), "{ty}, row {row}");
+                assert!(mine[59..].iter().all(|&pad| pad == 0.0));
+            }
+        }
+    }
+}
+
+/// Not a number is not a number afterwards; zero and the smallest numbers do no harm.
+#[test]
+fn special_activations_are_not_hidden() {
+    let mut random = Random(14);
+    let weight = Stored::random(TensorType::Q4_0, 16, 64, &mut random).pack();
+    for isa in Isa::available() {
+        for (special, finite) in
+            [(f32::NAN, false), (f32::INFINITY, false), (0.0, true), (1e-44, true), (1e-37, true)]
+        {
+            let mut x = vec![0.0; 64];
+            x[40] = special;
+            let out = run(isa, 1, &weight, &x);
+            assert!(out.iter().all(|y| y.is_finite() == finite), "{special} on {isa}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn wrong_rows_are_errors() {
+    let pool = ThreadPool::new(1);
+    assert!(matches!(PackedMatrix::builder(TensorType::Q4_K, 3, 128), Err(PackError::RaggedRow { .. })));
+    assert!(matches!(
+        PackedMatrix::builder(TensorType::F32, usize::MAX / 2, 1 << 20),
+        Err(PackError::TooLarge { .. })
+    ));
+    let mut builder = PackedMatrix::builder(TensorType::Q8_0, 3, 32).unwrap();
+    assert!(matches!(builder.push_rows(&pool, &[0; 33]), Err(PackError::WrongRows { missing: 3, .. })));
+    builder.push_rows(&pool, &[0; 68]).unwrap();
+    assert!(matches!(builder.push_rows(&pool, &[0; 68]), Err(PackError::WrongRows { missing: 1, .. })));
+    assert!(matches!(builder.finish(), Err(PackError::MissingRows { missing: 1, .. })));
+}
+
+#[test]
+fn packed_matrices_are_as_small_as_the_file() {
+    for ty in TensorType::ALL {
+        let stored = Stored::uniform(ty, 64, 768, 0);
+        let ratio = stored.pack().bytes() as f64 / stored.bytes.len() as f64;
+        assert!(ratio <= 1.03, "{ty} takes {ratio:.3} of its file");
+    }
+}
