@@ -353,7 +353,7 @@ impl PreTokenizer {
     pub(super) fn for_each_word<'t>(&self, text: &'t str, mut word: impl FnMut(&'t str)) {
         let collapsed = collapse(text);
         // Pieces are counted in characters, which are the bytes of the collapsed text.
-        let mut pieces = vec![0..collapsed.len()];
+        let mut pieces = Vec::from([Range { start: 0, end: collapsed.len() }]);
         for cut in &self.cuts {
             let mut finer = Vec::with_capacity(pieces.len());
             match &cut.matcher {
