@@ -17,9 +17,11 @@ mod quote;
 pub mod safetensors;
 pub mod settings;
 pub mod tensor;
+pub mod tokenizer;
 pub mod weights;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use metadata::{Metadata, MetadataError};
 pub use model::{ForwardError, Model, ModelConfig, ModelError};
 pub use tensor::Tensor;
+pub use tokenizer::Tokenizer;

@@ -29,8 +29,10 @@ struct Prompt {
     first_row: usize,
 }
 
-fn tiny_models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-models")
+/// Hugging Face folders, and the same kinds of models as GGUF files.
+fn tiny_models() -> [PathBuf; 2] {
+    ["tiny-models", "tiny-gguf"]
+        .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data").join(name))
 }
 
 /// Logits of all tokens of `ids`, prefilled in chunks.
@@ -60,12 +62,13 @@ fn relative_error(got: &[f32], want: &[f32]) -> f64 {
 /// Folders with a golden file; each `config_old.json` gives a second one, copied aside with the same weights.
 fn cases(scratch: &Path) -> Vec<(String, PathBuf, PathBuf)> {
     let mut cases = Vec::new();
-    for entry in std::fs::read_dir(tiny_models()).unwrap() {
+    for entry in tiny_models().iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
         let folder = entry.unwrap().path();
         if !folder.join("golden.json").exists() {
             continue;
         }
-        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        let kind = folder.parent().unwrap().file_name().unwrap().to_str().unwrap();
+        let name = format!("{kind}-{}", folder.file_name().unwrap().to_str().unwrap());
         if folder.join("config_old.json").exists() {
             let copy = scratch.join(&name);
             std::fs::create_dir_all(&copy).unwrap();
@@ -86,12 +89,14 @@ fn cases(scratch: &Path) -> Vec<(String, PathBuf, PathBuf)> {
 fn logits_equal_the_reference() {
     let scratch = tempfile::tempdir().unwrap();
     let cases = cases(scratch.path());
-    assert!(cases.len() >= 20, "the tiny models are missing");
+    assert!(cases.len() >= 50, "the tiny models are missing");
     let mut failed = Vec::new();
     for (name, folder, golden) in cases {
         let bytes = std::fs::read(golden.join("golden.f32")).unwrap();
-        let want: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-        let golden: Golden = serde_json::from_slice(&std::fs::read(golden.join("golden.json")).unwrap()).unwrap();
+        let want: Vec<f32> =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let golden: Golden =
+            serde_json::from_slice(&std::fs::read(golden.join("golden.json")).unwrap()).unwrap();
         let vocabulary = golden.shape[1];
         for prompt in &golden.prompts {
             let got = logits(&folder, &prompt.ids, 1, prompt.ids.len());
