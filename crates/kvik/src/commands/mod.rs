@@ -2,6 +2,10 @@
 
 pub mod inspect;
 pub mod pull;
+pub mod tokenize;
+
+mod input;
+mod model_args;
 
 /// The user pressed Ctrl-C, and what was being done has ended in good order.
 #[derive(Debug, thiserror::Error)]
