@@ -9,23 +9,26 @@ use crate::{
     session::{Sequence, Session},
 };
 use kvik_kernels::ThreadPool;
-use kvik_model::{ChatTemplate, Checkpoint, Model, ModelConfig, Tokenizer};
+use kvik_kv::KvStore;
+use kvik_model::{Checkpoint, Model, ModelConfig, Tokenizer};
 use std::{ops::ControlFlow, path::Path};
 
 /// More threads than any machine of today has cores.
 const MAX_THREADS: usize = 1024;
+/// Up to here every position is exact in the f32 that rotary embeddings multiply it in.
+const MAX_CONTEXT_TOKENS: usize = 1 << 24;
 
 /// How an engine runs; the default takes the whole machine and the model's whole context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Threads; `None` is one for each core that the process may use.
     pub threads: Option<usize>,
-    /// The longest sequence, in tokens; `None` is as long as the model was trained for. Memory is taken as tokens
-    /// come, not in advance.
+    /// The longest sequence, in tokens; `None` is as long as the model was trained for. A longer one is accepted where
+    /// the model's positions have no end, and the text gets worse from there on. Memory is taken as tokens come.
     pub context_tokens: Option<usize>,
     /// Tokens of a prompt that are computed at once: more is faster up to some hundreds and takes memory for each.
     pub prefill_chunk_tokens: usize,
-    /// Sessions that may fill their context at the same time.
+    /// Sessions that may fill their context at the same time, a text that is being scored among them; at least 1.
     pub sessions: usize,
 }
 
@@ -39,7 +42,6 @@ impl Default for EngineOptions {
 pub struct Engine {
     local: LocalModel,
     tokenizer: Tokenizer,
-    chat_template: Option<ChatTemplate>,
     pool: ThreadPool,
     prefill_chunk_tokens: usize,
 }
@@ -61,19 +63,19 @@ impl Engine {
         }
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
-        let chat_template = ChatTemplate::from_checkpoint(&checkpoint)?;
-        let model = Model::load(&checkpoint, &pool)?;
+        let model = Model::load(&checkpoint, &pool, options.context_tokens)?;
 
-        let trained = model.config().context_length;
-        let context_tokens = options.context_tokens.unwrap_or(trained);
-        if !(1..=trained).contains(&context_tokens) {
-            return Err(EngineError::Context { asked: context_tokens, trained });
+        let config = model.config();
+        let limit = config.position_limit.unwrap_or(MAX_CONTEXT_TOKENS).min(MAX_CONTEXT_TOKENS);
+        let context_tokens = options.context_tokens.unwrap_or(config.trained_context.min(limit));
+        if !(1..=limit).contains(&context_tokens) {
+            return Err(EngineError::Context { asked: context_tokens, limit });
         }
-        // Scoring has a sequence of its own.
-        let sequences = options.sessions.saturating_add(1);
         let step_tokens = prefill_chunk_tokens.max(score::MAX_CHUNK_TOKENS);
-        let local = LocalModel::new(model, &pool, sequences, context_tokens, step_tokens)?;
-        Ok(Self { local, tokenizer, chat_template, pool, prefill_chunk_tokens })
+        let store = KvStore::new(model.kv_shape().clone(), options.sessions, context_tokens, step_tokens)?;
+        let workspace = model.workspace(pool.threads(), context_tokens);
+        let local = LocalModel { model, store, workspace };
+        Ok(Self { local, tokenizer, pool, prefill_chunk_tokens })
     }
 
     /// The model's tokenizer.
@@ -81,12 +83,7 @@ impl Engine {
         &self.tokenizer
     }
 
-    /// How the model wants a conversation written; `None` for a base model.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat_template.as_ref()
-    }
-
-    /// What the model's file says about it.
+    /// What the model is.
     pub fn model_config(&self) -> &ModelConfig {
         self.local.model.config()
     }
@@ -123,7 +120,7 @@ impl Engine {
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let generator = Generator {
             sequence: Sequence { model: &mut model, tokens: &mut session.tokens },
-            vocabulary: &self.tokenizer,
+            tokenizer: &self.tokenizer,
             context_tokens,
             prefill_chunk_tokens: self.prefill_chunk_tokens,
         };

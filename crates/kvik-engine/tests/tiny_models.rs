@@ -4,7 +4,8 @@
 //! give away any number that changes with the chunk size, the threads or the history of a session.
 
 use kvik_engine::{
-    Engine, EngineError, EngineOptions, Event, GenerateRequest, Generation, SamplingOptions, Session, StopReason,
+    Engine, EngineError, EngineOptions, Event, GenerateRequest, Generation, SamplingOptions, Session,
+    StopReason,
 };
 use std::{
     fs,
@@ -23,7 +24,8 @@ fn folders() -> Vec<PathBuf> {
 }
 
 fn load(folder: &Path, threads: usize, prefill_chunk_tokens: usize) -> Engine {
-    let options = EngineOptions { threads: Some(threads), prefill_chunk_tokens, ..EngineOptions::default() };
+    let options =
+        EngineOptions { threads: Some(threads), prefill_chunk_tokens, sessions: 2, context_tokens: None };
     Engine::load(&folder.join("model.gguf"), &options)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
 }
@@ -108,7 +110,8 @@ fn a_chat_turn_computes_its_new_tokens_only() {
         let mut session = engine.session();
         let first = generate(&mut engine, &mut session, &greedy(prompt()));
         let turn = [first.prompt_ids, first.completion_ids, vec![50, 51]].concat();
-        let second = generate(&mut engine, &mut session, &GenerateRequest { max_tokens: Some(2), ..greedy(turn) });
+        let second =
+            generate(&mut engine, &mut session, &GenerateRequest { max_tokens: Some(2), ..greedy(turn) });
         // The last token of the answer was chosen and never computed.
         assert_eq!(second.prefill_tokens, 3, "{name}");
     }
@@ -140,16 +143,19 @@ fn scores_are_the_references() {
         .map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().unwrap())))
         .collect();
     let vocab_size = golden["shape"][1].as_u64().unwrap() as usize;
-    let ids: Vec<u32> =
-        golden["prompts"][1]["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+    let ids: Vec<u32> = golden["prompts"][1]["ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect();
     let first_row = golden["prompts"][1]["first_row"].as_u64().unwrap() as usize;
 
     let score = load(&folder, 1, 512).score(&ids, 0, &mut |_, _| {}).unwrap();
     let mut sum = 0.0;
     for position in 1..ids.len() {
         let row = &logits[(first_row + position - 1) * vocab_size..][..vocab_size];
-        let expected =
-            row[ids[position] as usize] - row.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+        let expected = row[ids[position] as usize] - row.iter().map(|logit| logit.exp()).sum::<f64>().ln();
         let got = f64::from(score.logprobs[position].unwrap());
         // Keys and values are cached in bf16, activations may be rounded to 8 bits.
         assert!((got - expected).abs() < 0.1, "position {position}: {got} {expected}");
@@ -178,13 +184,17 @@ fn streamed_text_is_the_tokenizers() {
 }
 
 #[test]
-fn the_context_is_the_models_unless_a_shorter_one_is_asked_for() {
+fn the_context_is_the_models_unless_another_is_asked_for() {
     let path = named("llama").join("model.gguf");
-    let load = |context_tokens| Engine::load(&path, &EngineOptions { context_tokens, ..EngineOptions::default() });
+    let load =
+        |context_tokens| Engine::load(&path, &EngineOptions { context_tokens, ..EngineOptions::default() });
     assert_eq!(load(None).unwrap().context_tokens(), 64);
-    let sentence = load(Some(65)).err().unwrap().to_string();
-    assert_eq!(sentence, "a context of 65 tokens was asked for, and the model was trained for 1 to 64");
-    assert!(matches!(load(Some(0)), Err(EngineError::Context { asked: 0, trained: 64 })));
+    assert_eq!(load(Some(1000)).unwrap().context_tokens(), 1000);
+    assert!(matches!(load(Some(0)), Err(EngineError::Context { asked: 0, .. })));
+    let sentence = load(Some(usize::MAX)).err().unwrap().to_string();
+    let expected =
+        "a context of 18446744073709551615 tokens was asked for: use 1 to 16777216 with this model";
+    assert_eq!(sentence, expected);
 
     let mut engine = load(Some(40)).unwrap();
     let full = generate_anew(&mut engine, &greedy(prompt()));

@@ -41,17 +41,15 @@ pub(super) fn byte_of(c: char) -> Option<u8> {
     }
 }
 
-/// The bytes that a token of byte-level BPE stands for. A character outside the alphabet, which only a token that
-/// was added by hand can contain, stands for itself.
-pub(super) fn unspell(token: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(token.len());
+/// Appends the bytes that a token of byte-level BPE stands for to `bytes`. A character outside the alphabet, which
+/// only a token that was added by hand can contain, stands for itself.
+pub(super) fn unspell(token: &str, bytes: &mut Vec<u8>) {
     for c in token.chars() {
         match byte_of(c) {
             Some(byte) => bytes.push(byte),
             None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
-    bytes
 }
 
 #[cfg(test)]
@@ -64,7 +62,9 @@ mod tests {
         let mut spelled = String::new();
         spell(&all, &mut spelled);
         assert_eq!(spelled.chars().collect::<std::collections::BTreeSet<_>>().len(), 256);
-        assert_eq!(unspell(&spelled), all);
+        let mut unspelled = Vec::new();
+        unspell(&spelled, &mut unspelled);
+        assert_eq!(unspelled, all);
     }
 
     #[test]

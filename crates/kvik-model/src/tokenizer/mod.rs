@@ -23,8 +23,6 @@ mod stream_decoder;
 mod string_table;
 mod vocabulary;
 
-use std::borrow::Cow;
-
 use bpe::Bpe;
 use hugging_face::HuggingFace;
 use sentence_piece::SentencePiece;
@@ -192,8 +190,11 @@ impl Tokenizer {
             if special && !keep_special {
                 continue;
             }
-            let piece = self.token_bytes(id);
-            bytes.extend_from_slice(piece.strip_prefix(b" ").filter(|_| at_start).unwrap_or(&piece));
+            let start = bytes.len();
+            self.append_token_bytes(id, &mut bytes);
+            if at_start && bytes.get(start) == Some(&b' ') {
+                bytes.remove(start);
+            }
             at_start &= special;
         }
         String::from_utf8_lossy(&bytes).into_owned()
@@ -201,36 +202,37 @@ impl Tokenizer {
 
     /// The bytes that a token stands for, which need not be UTF-8 by themselves. A control token stands for its name;
     /// a number that is no token stands for nothing.
-    pub fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.append_token_bytes(id, &mut bytes);
+        bytes
+    }
+
+    /// Appends the bytes that a token stands for to `bytes`, and allocates only to make room there.
+    pub fn append_token_bytes(&self, id: u32, bytes: &mut Vec<u8>) {
         let text = self.vocabulary.text(id);
         match (self.kind(id), self.spelling) {
-            (TokenKind::Undefined | TokenKind::Unused, _) => Cow::Borrowed(&[]),
-            (TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined, _) | (_, Spelling::Plain) => {
-                Cow::Borrowed(text.as_bytes())
-            }
-            (TokenKind::Normal | TokenKind::Byte, Spelling::ByteLevel) => {
-                Cow::Owned(byte_level::unspell(text))
+            (TokenKind::Undefined | TokenKind::Unused, _) => {}
+            (TokenKind::Normal | TokenKind::Byte, Spelling::ByteLevel) => byte_level::unspell(text, bytes),
+            (TokenKind::Normal, Spelling::SentencePiece) => {
+                for (index, word) in text.split(sentence_piece::SPACE).enumerate() {
+                    bytes.extend((index > 0).then_some(b' '));
+                    bytes.extend_from_slice(word.as_bytes());
+                }
             }
             (TokenKind::Byte, Spelling::SentencePiece) => match sentence_piece::byte_of(text) {
-                Some(byte) => Cow::Owned(vec![byte]),
-                None => Cow::Borrowed(text.as_bytes()),
+                Some(byte) => bytes.push(byte),
+                None => bytes.extend_from_slice(text.as_bytes()),
             },
-            (TokenKind::Normal, Spelling::SentencePiece) => {
-                if text.contains(sentence_piece::SPACE) {
-                    Cow::Owned(text.replace(sentence_piece::SPACE, " ").into_bytes())
-                } else {
-                    Cow::Borrowed(text.as_bytes())
-                }
+            (TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined, _) | (_, Spelling::Plain) => {
+                bytes.extend_from_slice(text.as_bytes());
             }
         }
     }
 
     /// What a token stands for, to be shown: [`token_bytes`](Self::token_bytes) with U+FFFD for what is not UTF-8.
-    pub fn token_text(&self, id: u32) -> Cow<'_, str> {
-        match self.token_bytes(id) {
-            Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
-            Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
-        }
+    pub fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(&self.token_bytes(id)).into_owned()
     }
 
     /// The token whose text, as the file spells it, is `text`: for control tokens, by name.

@@ -2,6 +2,9 @@
 
 use super::Tokenizer;
 
+/// Room for the bytes of a token; the longest in use, runs of spaces, have about a hundred.
+const LONGEST_TOKEN_BYTES: usize = 256;
+
 /// Turns one token after the other into text and never emits half a character: a token may end in the middle of one,
 /// whose bytes are then held back until the rest has come.
 #[derive(Debug, Clone, Default)]
@@ -14,15 +17,15 @@ pub struct StreamDecoder {
 impl StreamDecoder {
     /// A decoder for tokens that continue a text. Control tokens are written out if `keep_special`.
     pub fn new(keep_special: bool) -> Self {
-        Self { held: Vec::new(), keep_special }
+        Self { held: Vec::with_capacity(LONGEST_TOKEN_BYTES), keep_special }
     }
 
-    /// The text that is complete with token `id`, with U+FFFD for bytes that can never become UTF-8.
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+    /// Appends to `text` what is complete with token `id`, with U+FFFD for bytes that can never become UTF-8. Allocates
+    /// only to make room there.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32, text: &mut String) {
         if self.keep_special || !tokenizer.kind(id).is_special() {
-            self.held.extend_from_slice(&tokenizer.token_bytes(id));
+            tokenizer.append_token_bytes(id, &mut self.held);
         }
-        let mut text = String::new();
         let mut rest = &self.held[..];
         loop {
             match std::str::from_utf8(rest) {
@@ -44,11 +47,10 @@ impl StreamDecoder {
             }
         }
         self.held.drain(..self.held.len() - rest.len());
-        text
     }
 
-    /// What is left at the end of the answer: U+FFFD if it ended in the middle of a character.
-    pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.held).into_owned()
+    /// Appends to `text` what is left at the end of the answer: U+FFFD if it ended in the middle of a character.
+    pub fn finish(self, text: &mut String) {
+        text.push_str(&String::from_utf8_lossy(&self.held));
     }
 }
