@@ -1,4 +1,33 @@
-//! Placeholder page, replaced by the crate's own in the commits that follow.
+//! Requests: what to generate or to score, and the loop that does it.
+//!
+//! An [`Engine`] is a model that is ready to run: weights, tokenizer, chat template, threads. A [`Session`] is one
+//! sequence: the keys and values of its tokens, and which tokens those are. [`Engine::generate`] extends a session
+//! token by token, [`Engine::score`] says how likely each token of a given text is.
+//!
+//! The rooms, in the order in which a token passes them: `session` finds the part of the prompt that is cached
+//! already, `generate` runs the rest through the model in chunks and then token by token, `sampling` chooses each
+//! token from the logits, `log_softmax` turns logits into log-probabilities, `stop` holds back text that may begin a
+//! stop string. `language_model` is the seam to the model below.
+//!
+//! Results depend on the request alone: not on the number of threads, not on the prefill chunk size, not on what the
+//! session held before.
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
+
+mod error;
+mod generate;
+mod language_model;
+mod log_softmax;
+mod randomness;
+pub mod sampling;
+mod score;
+mod session;
+mod stop;
+
+pub use error::EngineError;
+pub use generate::{Event, GenerateRequest, Generation, StopReason};
+pub use log_softmax::TokenLogprob;
+pub use sampling::SamplingOptions;
+pub use score::Score;
+pub use stop::EmptyStopString;

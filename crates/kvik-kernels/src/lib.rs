@@ -9,11 +9,13 @@
 
 #![deny(missing_docs)]
 
+pub mod attention;
 mod disjoint;
 mod isa;
 pub mod matmul;
 mod pool;
 pub mod quant;
+pub mod rows;
 
 pub use isa::{Isa, UnknownIsa};
 pub use pool::ThreadPool;

@@ -130,28 +130,66 @@ impl ThreadPool {
         }
     }
 
-    /// Splits `0..items` into pieces of at most `grain` and runs them on all threads; each piece goes to whichever
-    /// thread is free next.
+    /// Splits `0..items` into pieces of at most `grain` and runs `task(piece)` on all threads; each piece goes to
+    /// whichever thread is free next.
     pub fn for_each_piece(&self, items: usize, grain: usize, task: impl Fn(Range<usize>) + Sync) {
+        self.for_each_piece_on_thread(items, grain, |_, piece| task(piece));
+    }
+
+    /// As [`Self::for_each_piece`], with the number of the thread that runs the piece: the index of its own scratch.
+    pub fn for_each_piece_on_thread(
+        &self,
+        items: usize,
+        grain: usize,
+        task: impl Fn(usize, Range<usize>) + Sync,
+    ) {
         let grain = grain.max(1);
         if self.workers.is_empty() || items <= grain {
             if items > 0 {
-                task(0..items);
+                task(0, 0..items);
             }
             return;
         }
         let next = AtomicUsize::new(0);
-        self.run(|_| {
+        self.run(|thread| {
             loop {
                 let start = next.fetch_add(grain, Relaxed);
                 if start >= items {
                     break;
                 }
-                task(start..(start + grain).min(items));
+                task(thread, start..(start + grain).min(items));
+            }
+        });
+    }
+
+    /// Runs `task(index, row)` on every row of `data` (`[rows, cols]`), on all threads when there is enough to do.
+    ///
+    /// # Panics
+    /// If `data` is no whole number of rows.
+    pub fn for_each_row<T: Send>(&self, data: &mut [T], cols: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+        /// A piece of so many elements is worth handing to another thread.
+        const PIECE_ELEMENTS: usize = 4096;
+        if cols == 0 {
+            return;
+        }
+        assert!(data.len().is_multiple_of(cols));
+        let rows = data.len() / cols;
+        let start = SendPtr(data.as_mut_ptr());
+        self.for_each_piece(rows, PIECE_ELEMENTS.div_ceil(cols), |piece| {
+            let start = &start;
+            for row in piece {
+                // SAFETY: `row < rows`, so the range lies in `data`; pieces are disjoint, so nobody else has it.
+                task(row, unsafe { std::slice::from_raw_parts_mut(start.0.add(row * cols), cols) });
             }
         });
     }
 }
+
+/// A pointer that threads may share because each uses a part of its own.
+struct SendPtr<T>(*mut T);
+
+// SAFETY: see the only user, `ThreadPool::for_each_row`.
+unsafe impl<T: Send> Sync for SendPtr<T> {}
 
 /// Waits in `drop`, so that the job's closure outlives the workers' use of it on a panic too.
 struct WaitForWorkers<'a>(&'a Shared);
@@ -244,6 +282,16 @@ mod tests {
                     "{threads} threads, {items} items"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn every_row_is_visited_with_its_index() {
+        let pool = ThreadPool::new(2);
+        for (rows, cols) in [(0, 3), (1, 5), (3000, 7)] {
+            let mut data = vec![0usize; rows * cols];
+            pool.for_each_row(&mut data, cols, |index, row| row.fill(index + 1));
+            assert!(data.iter().enumerate().all(|(i, &value)| value == i / cols + 1));
         }
     }
 

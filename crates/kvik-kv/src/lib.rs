@@ -1,4 +1,27 @@
-//! Placeholder page, replaced by the crate's own in the commits that follow.
+//! What a sequence remembers: its keys and values, as segments.
+//!
+//! At one layer and one KV head the cache of a sequence is a list of [`Segment`]s; a segment is a run of cached tokens
+//! with one encoding and one position map. Attention is a fold over their tiles ([`attend`]), so segments of every
+//! kind can stand side by side, and heads and layers may hold different tokens.
+//!
+//! - [`KvShape`] says what a model caches;
+//! - [`KvStore`] holds the blocks of all sequences and counts their bytes;
+//! - [`SequenceCache`] is one sequence: [`reserve`](SequenceCache::reserve) room for some tokens,
+//!   [`append`](SequenceCache::append) their rows layer by layer, [`commit`](SequenceCache::commit) them.
+//!
+//! Sliding-window layers give back the blocks that no later query can see.
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
+
+mod attend;
+mod segment;
+mod sequence;
+mod shape;
+mod store;
+
+pub use attend::{Sequences, attend};
+pub use segment::{Segment, SegmentRow};
+pub use sequence::SequenceCache;
+pub use shape::{KvShape, LayerShape};
+pub use store::{KvStore, KvStoreError};

@@ -3,7 +3,10 @@
 //! The pool reserves address space for its capacity once; a block costs memory from its first use on. Freed blocks
 //! are handed out again first, so a steady state touches no new page and makes no system call.
 
-use std::io;
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering::*},
+};
 
 use crate::{Buffer, Owner};
 
@@ -28,6 +31,8 @@ pub struct BlockPool {
     capacity: usize,
     free: Vec<BlockId>,
     fresh: usize,
+    /// Per block: a [`BlockWriter`] holds it right now.
+    held: Box<[AtomicBool]>,
 }
 
 impl BlockPool {
@@ -40,7 +45,8 @@ impl BlockPool {
         let bytes = block_bytes.checked_mul(capacity).filter(|_| capacity <= u32::MAX as usize);
         let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let memory = Buffer::zeroed(bytes, owner)?;
-        Ok(Self { memory, block_bytes, capacity, free: Vec::with_capacity(capacity), fresh: 0 })
+        let held = (0..capacity).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { memory, block_bytes, capacity, free: Vec::with_capacity(capacity), fresh: 0, held })
     }
 
     /// Takes a block. Its content is unspecified: zeros, or what its last user left.
@@ -77,6 +83,11 @@ impl BlockPool {
         &mut self.memory[start..start + self.block_bytes]
     }
 
+    /// Lets several threads write, each to the block that it holds.
+    pub fn writer(&mut self) -> BlockWriter<'_> {
+        BlockWriter { pool: self }
+    }
+
     /// Size of each block in bytes.
     pub fn block_bytes(&self) -> usize {
         self.block_bytes
@@ -98,6 +109,34 @@ impl BlockPool {
     }
 }
 
+/// Exclusive access to a pool, shared by threads that write to different blocks.
+pub struct BlockWriter<'a> {
+    pool: &'a mut BlockPool,
+}
+
+impl BlockWriter<'_> {
+    /// Runs `write` on the bytes of a block.
+    ///
+    /// # Panics
+    /// If another call holds the same block.
+    pub fn with_block<R>(&self, block: BlockId, write: impl FnOnce(&mut [u8]) -> R) -> R {
+        struct Hold<'a>(&'a AtomicBool);
+        impl Drop for Hold<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Release);
+            }
+        }
+        let held = &self.pool.held[block.0 as usize];
+        assert!(!held.swap(true, Acquire), "two threads write to one block");
+        let _hold = Hold(held);
+        let (start, len) = (block.0 as usize * self.pool.block_bytes, self.pool.block_bytes);
+        assert!(start + len <= self.pool.memory.len());
+        // SAFETY: the range is in bounds, the writer borrows the pool exclusively, and `held` keeps every other
+        // call off this block until the reference is gone.
+        write(unsafe { std::slice::from_raw_parts_mut(self.pool.memory.as_ptr().add(start), len) })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +154,24 @@ mod tests {
         assert_eq!(pool.used_bytes(), 128);
         assert_eq!(pool.take(), Ok(a));
         assert!(pool.block(b).iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn threads_write_to_blocks_of_their_own_and_never_to_one_together() {
+        let mut pool = BlockPool::reserve(64, 4, Owner::KvCache).unwrap();
+        let blocks = [pool.take().unwrap(), pool.take().unwrap()];
+        let writer = pool.writer();
+        std::thread::scope(|scope| {
+            for (i, &block) in blocks.iter().enumerate() {
+                let writer = &writer;
+                scope.spawn(move || writer.with_block(block, |bytes| bytes.fill(i as u8 + 1)));
+            }
+        });
+        let nested = std::panic::AssertUnwindSafe(|| {
+            writer.with_block(blocks[0], |_| writer.with_block(blocks[0], |_| ()));
+        });
+        assert!(std::panic::catch_unwind(nested).is_err());
+        writer.with_block(blocks[0], |bytes| assert!(bytes.iter().all(|&byte| byte == 1)));
+        assert!(pool.block(blocks[1]).iter().all(|&byte| byte == 2));
     }
 }

@@ -16,7 +16,7 @@ mod buffer;
 pub mod counters;
 mod mapped_file;
 
-pub use block_pool::{BlockId, BlockPool, PoolExhausted};
+pub use block_pool::{BlockId, BlockPool, BlockWriter, PoolExhausted};
 pub use buffer::Buffer;
 pub use counters::Owner;
 pub use mapped_file::MappedFile;

@@ -1,3 +1,68 @@
-//! The `kvik` command.
+//! The `kvik` command: a match over what the user asked for.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod commands;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{Interrupted, inspect, pull};
+
+/// Kvik runs language models on this machine: one binary, no set-up.
+#[derive(Debug, Parser)]
+#[command(name = "kvik", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  kvik generate \"Why is the sky blue?\"
+  kvik chat
+  kvik generate --model path/to/model.gguf --file question.txt
+
+A MODEL is a path to a GGUF file or a safetensors folder, a name that `kvik pull --list` shows,
+or owner/name[:file] from the Hugging Face hub. What is not on this machine is fetched on first use.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Pull(pull::Args),
+    Inspect(inspect::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
+        Verb::Pull(args) => pull::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Interrupted>() => ExitCode::from(130),
+        // Whoever read our output has seen enough, as `| head` does.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", sentence(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let is_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_pipe))
+}
+
+/// The error and its causes, leaving out those that the text before already tells.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}

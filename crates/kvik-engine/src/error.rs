@@ -1,0 +1,80 @@
+//! What can go wrong with a request, as sentences that say what to do.
+
+use crate::{sampling::InvalidSampling, stop::EmptyStopString};
+
+/// A request cannot be served, or a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A sampling option has a value that means nothing.
+    #[error(transparent)]
+    Sampling(#[from] InvalidSampling),
+    /// A stop string is empty.
+    #[error(transparent)]
+    Stop(#[from] EmptyStopString),
+    /// No thread, or more than any machine has.
+    #[error("{threads} threads were asked for: use 1 to {max}")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// The most that are accepted.
+        max: usize,
+    },
+    /// The prompt would be computed zero tokens at a time.
+    #[error("the prefill chunk size is 0 tokens: use a positive number, 512 is usual")]
+    PrefillChunk,
+    /// A context that the model cannot have.
+    #[error("a context of {asked} tokens was asked for, and the model was trained for 1 to {trained}")]
+    Context {
+        /// Tokens asked for.
+        asked: usize,
+        /// The longest sequence that the model was trained for, in tokens.
+        trained: usize,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt is empty and the model has no token that begins a text: give it at least one word")]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {prompt_tokens} tokens and the context holds {context_tokens}, of which at least one is for \
+         the answer: shorten the prompt or choose a larger context"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens that the context holds.
+        context_tokens: usize,
+    },
+    /// A text to score does not fit.
+    #[error(
+        "the text has {text_tokens} tokens and the context holds {context_tokens}: score it in parts of at most \
+         {context_tokens} tokens, or choose a larger context"
+    )]
+    TextTooLong {
+        /// Tokens of the text.
+        text_tokens: usize,
+        /// Tokens that the context holds.
+        context_tokens: usize,
+    },
+    /// A text to score has no token that follows another.
+    #[error("a text of {0} tokens has no score: the first token is given, so at least two are needed")]
+    TextTooShort(usize),
+    /// A token id that the model does not know.
+    #[error("token {id} at position {position} is not in the vocabulary: ids go from 0 to {max}", max = .vocab_size.saturating_sub(1))]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Where it stands, counted from 0.
+        position: usize,
+        /// How many tokens the model knows.
+        vocab_size: usize,
+    },
+    /// The model's output is not a distribution.
+    #[error(
+        "the model gives no finite logit for position {position}: its file is damaged, or its weights overflow in \
+         the precision that they are stored in"
+    )]
+    NoFiniteLogit {
+        /// The position of the token that was to be chosen or scored, counted from 0.
+        position: usize,
+    },
+}

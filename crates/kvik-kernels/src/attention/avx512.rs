@@ -1,0 +1,206 @@
+//! AVX-512 with BF16: `vdpbf16ps` for both products.
+//!
+//! Up to four query rows go together, so that each key and value load feeds four accumulators; 4 rows × 4 vectors
+//! are 16 independent chains, enough to hide the latency of the dot product.
+
+use std::arch::x86_64::*;
+
+use super::{Partials, Queries, TILE_TOKENS, Tile, TileShape};
+
+/// Vectors of 16 that a tile's tokens fill.
+const VECTORS: usize = TILE_TOKENS / 16;
+
+/// # Safety
+/// The processor must have the features below, and the slices the shapes that [`super::fold`] checks.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn fold(
+    shape: TileShape,
+    queries: &Queries<'_>,
+    tile: &Tile<'_>,
+    partials: &mut Partials<'_>,
+) {
+    let rows = queries.positions.len();
+    let mut row = 0;
+    while row < rows {
+        // SAFETY: the same contract as this function's; `row + R <= rows` in every arm.
+        unsafe {
+            match rows - row {
+                1 => fold_rows::<1>(shape, queries, tile, partials, row),
+                2 => fold_rows::<2>(shape, queries, tile, partials, row),
+                3 => fold_rows::<3>(shape, queries, tile, partials, row),
+                _ => fold_rows::<4>(shape, queries, tile, partials, row),
+            }
+        }
+        row += 4;
+    }
+}
+
+/// Folds rows `first..first + R`.
+///
+/// # Safety
+/// As [`fold`]; and `first + R` is at most the number of query rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn fold_rows<const R: usize>(
+    shape: TileShape,
+    queries: &Queries<'_>,
+    tile: &Tile<'_>,
+    partials: &mut Partials<'_>,
+    first: usize,
+) {
+    let visible: [u64; R] =
+        std::array::from_fn(|r| tile.visible(queries.reach, queries.positions[first + r]));
+    if visible.iter().all(|&bits| bits == 0) {
+        return;
+    }
+    let pairs = shape.key_pairs();
+
+    // Scores: one 64-byte load holds a pair of dims of 16 tokens; the query's pair is broadcast to all lanes.
+    let mut scores = [[_mm512_setzero_ps(); VECTORS]; R];
+    let keys = tile.keys.as_ptr().cast::<i32>();
+    let query = queries.packed.as_ptr().cast::<i32>();
+    for pair in 0..pairs {
+        // SAFETY: `keys` has VECTORS groups of `pairs` × 16 i32, and `query` has `pairs` i32 per row.
+        unsafe {
+            let key: [__m512i; VECTORS] =
+                std::array::from_fn(|v| _mm512_loadu_si512(keys.add((v * pairs + pair) * 16).cast()));
+            for r in 0..R {
+                let q = bf16(_mm512_set1_epi32(*query.add((first + r) * pairs + pair)));
+                for v in 0..VECTORS {
+                    scores[r][v] = _mm512_dpbf16_ps(scores[r][v], bf16(key[v]), q);
+                }
+            }
+        }
+    }
+
+    // Softmax of the tile: weights as bf16 pairs of tokens, and the factor that rescales what came before.
+    let mut weights = [[0i32; TILE_TOKENS / 2]; R];
+    let mut rescale = [1.0f32; R];
+    for r in 0..R {
+        if visible[r] == 0 {
+            continue;
+        }
+        let masks: [__mmask16; VECTORS] = std::array::from_fn(|v| (visible[r] >> (16 * v)) as u16);
+        if let Some(bias) = tile.bias {
+            for v in 0..VECTORS {
+                // SAFETY: a bias slice has TILE_TOKENS entries.
+                scores[r][v] =
+                    _mm512_add_ps(scores[r][v], unsafe { _mm512_loadu_ps(bias.as_ptr().add(16 * v)) });
+            }
+        }
+        let before = partials.max[first + r];
+        let mut max = _mm512_set1_ps(before);
+        for v in 0..VECTORS {
+            max = _mm512_mask_max_ps(max, masks[v], max, scores[r][v]);
+        }
+        let max = _mm512_reduce_max_ps(max);
+        rescale[r] = exp_one(before - max);
+        let mut sum = _mm512_setzero_ps();
+        for v in (0..VECTORS).step_by(2) {
+            let weight = |v: usize| {
+                let shifted = _mm512_sub_ps(scores[r][v], _mm512_set1_ps(max));
+                _mm512_maskz_mov_ps(masks[v], exp(shifted))
+            };
+            let rounded = _mm512_cvtne2ps_pbh(weight(v + 1), weight(v));
+            // The rounded weights are summed, so that a row's weights add up to one exactly.
+            // SAFETY: both are 512 bits of plain numbers.
+            let rounded: __m512i = unsafe { std::mem::transmute(rounded) };
+            let even = _mm512_slli_epi32::<16>(rounded);
+            let odd = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000u32 as i32));
+            sum = _mm512_add_ps(sum, _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)));
+            // SAFETY: `weights[r]` has 32 entries and `v` is 0 or 2: 16 are written from 0 or 16 on.
+            unsafe { _mm512_storeu_si512(weights[r].as_mut_ptr().add(8 * v).cast(), rounded) };
+        }
+        partials.max[first + r] = max;
+        partials.sum[first + r] = partials.sum[first + r] * rescale[r] + _mm512_reduce_add_ps(sum);
+    }
+
+    // Values: one 64-byte load holds 16 dims of a pair of tokens; the pair's weights are broadcast.
+    let stride = shape.value_stride();
+    let values = tile.values.as_ptr().cast::<i32>();
+    let acc = partials.acc.as_mut_ptr();
+    let mut dim = 0;
+    while dim < stride {
+        // SAFETY: `dim + 16 * W <= stride` in each arm; `acc` has `stride` floats per row and `values` has `stride`
+        // i32 for each of the tile's token pairs.
+        unsafe {
+            let (values, acc) = (values.add(dim), acc.add(first * stride + dim));
+            if stride - dim >= 64 {
+                mix::<R, 4>(&weights, &rescale, tile.len, values, acc, stride);
+                dim += 64;
+            } else {
+                mix::<R, 1>(&weights, &rescale, tile.len, values, acc, stride);
+                dim += 16;
+            }
+        }
+    }
+}
+
+/// `acc = acc · rescale + Σ weight · value` for `W` vectors of dims of `R` rows.
+///
+/// # Safety
+/// `acc` points to `R` rows of `stride` floats and `values` to rows of `stride` i32, each with `16 * W` to read;
+/// there are `tokens` (at most [`TILE_TOKENS`]) rounded up to pairs of value rows.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+unsafe fn mix<const R: usize, const W: usize>(
+    weights: &[[i32; TILE_TOKENS / 2]; R],
+    rescale: &[f32; R],
+    tokens: usize,
+    values: *const i32,
+    acc: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: all offsets stay inside what the caller vouches for.
+    unsafe {
+        let mut sums: [[__m512; W]; R] = std::array::from_fn(|r| {
+            std::array::from_fn(|w| {
+                _mm512_mul_ps(_mm512_loadu_ps(acc.add(r * stride + 16 * w)), _mm512_set1_ps(rescale[r]))
+            })
+        });
+        for pair in 0..tokens.div_ceil(2) {
+            let value: [__m512i; W] =
+                std::array::from_fn(|w| _mm512_loadu_si512(values.add(pair * stride + 16 * w).cast()));
+            for r in 0..R {
+                let weight = bf16(_mm512_set1_epi32(weights[r][pair]));
+                for w in 0..W {
+                    sums[r][w] = _mm512_dpbf16_ps(sums[r][w], bf16(value[w]), weight);
+                }
+            }
+        }
+        for r in 0..R {
+            for w in 0..W {
+                _mm512_storeu_ps(acc.add(r * stride + 16 * w), sums[r][w]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn bf16(bits: __m512i) -> __m512bh {
+    // SAFETY: both types are 512 bits of plain numbers.
+    unsafe { std::mem::transmute(bits) }
+}
+
+/// `e^x` for `x <= 0`, relative error below 2e-7: Cody-Waite reduction and a polynomial of degree 6 (Taylor).
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn exp(x: __m512) -> __m512 {
+    let x = _mm512_max_ps(x, _mm512_set1_ps(-104.0));
+    let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm512_mul_ps(
+        x,
+        _mm512_set1_ps(std::f32::consts::LOG2_E),
+    ));
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(crate::rows::LN2_HIGH), x);
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(crate::rows::LN2_LOW), r);
+    let mut p = _mm512_set1_ps(1.0 / 720.0);
+    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    }
+    _mm512_scalef_ps(p, n)
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn exp_one(x: f32) -> f32 {
+    _mm512_cvtss_f32(exp(_mm512_set1_ps(x)))
+}

@@ -1,0 +1,77 @@
+//! Attention of a batch of sequences over their segments.
+
+use std::ops::Range;
+
+use kvik_kernels::{
+    Isa, ThreadPool,
+    attention::{self, AttentionScratch, AttentionShape, CachedTiles, Tile},
+};
+
+use crate::{KvStore, SequenceCache};
+
+/// The sequences of a batch and the rows that each has in it.
+pub trait Sequences: Sync {
+    /// Sequences in the batch.
+    fn count(&self) -> usize;
+
+    /// Cache of a sequence.
+    fn cache(&self, sequence: usize) -> &SequenceCache;
+
+    /// Its query rows; the sequences' rows follow each other without gaps.
+    fn rows(&self, sequence: usize) -> Range<usize>;
+}
+
+/// Attention of every query row over its sequence's cache at `layer`, rows of the current step included.
+///
+/// - `queries`: `[rows, heads, key_dim]`, rotated;
+/// - `positions`: `[rows]`;
+/// - `out`: `[rows, heads, value_dim]`.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is a different thing, and a struct would be built at every layer"
+)]
+pub fn attend<S: Sequences>(
+    pool: &ThreadPool,
+    store: &KvStore,
+    sequences: &S,
+    layer: usize,
+    shape: &AttentionShape,
+    queries: &[f32],
+    positions: &[u32],
+    out: &mut [f32],
+    scratch: &mut AttentionScratch,
+) {
+    let cache = LayerTiles { store, sequences, layer };
+    attention::attend(pool, Isa::active(), shape, queries, positions, &cache, out, scratch);
+}
+
+struct LayerTiles<'a, S> {
+    store: &'a KvStore,
+    sequences: &'a S,
+    layer: usize,
+}
+
+impl<S: Sequences> CachedTiles for LayerTiles<'_, S> {
+    fn sequences(&self) -> usize {
+        self.sequences.count()
+    }
+
+    fn rows(&self, sequence: usize) -> Range<usize> {
+        self.sequences.rows(sequence)
+    }
+
+    fn tiles(&self, sequence: usize, kv_head: usize) -> usize {
+        let segments = self.sequences.cache(sequence).head(self.layer, kv_head);
+        segments.iter().map(|segment| segment.tiles()).sum()
+    }
+
+    fn tile(&self, sequence: usize, kv_head: usize, mut index: usize) -> Option<Tile<'_>> {
+        for segment in self.sequences.cache(sequence).head(self.layer, kv_head) {
+            if index < segment.tiles() {
+                return segment.tile(self.store, index);
+            }
+            index -= segment.tiles();
+        }
+        None
+    }
+}

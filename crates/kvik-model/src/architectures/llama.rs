@@ -1,0 +1,125 @@
+//! Llama (Touvron et al. 2023) and its many relatives: Llama 2 and 3, SmolLM2, Mistral with its sliding window.
+
+use std::sync::Arc;
+
+use super::{Architecture, BuildError, Network};
+use crate::{
+    layers::{
+        Activation, Attention, AttentionParts, Embedding, GatedMlp, Linear, PairLayout, Pass, RmsNorm, Rope,
+        RopeScaling, Rows,
+    },
+    settings::Settings,
+    weights::Weights,
+};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "Llama",
+    gguf: "llama",
+    hugging_face: &["LlamaForCausalLM", "MistralForCausalLM"],
+    names: &[
+        ("token_embd", "model.embed_tokens"),
+        ("blk.*.attn_norm", "model.layers.*.input_layernorm"),
+        ("blk.*.attn_q", "model.layers.*.self_attn.q_proj"),
+        ("blk.*.attn_k", "model.layers.*.self_attn.k_proj"),
+        ("blk.*.attn_v", "model.layers.*.self_attn.v_proj"),
+        ("blk.*.attn_output", "model.layers.*.self_attn.o_proj"),
+        ("blk.*.ffn_norm", "model.layers.*.post_attention_layernorm"),
+        ("blk.*.ffn_gate", "model.layers.*.mlp.gate_proj"),
+        ("blk.*.ffn_up", "model.layers.*.mlp.up_proj"),
+        ("blk.*.ffn_down", "model.layers.*.mlp.down_proj"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+    ],
+    build: |settings, weights| Ok(Box::new(Llama::build(settings, weights)?)),
+};
+
+struct Llama {
+    embedding: Embedding,
+    rope: Rope,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    output: Arc<Linear>,
+}
+
+struct Block {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    mlp_norm: RmsNorm,
+    mlp: GatedMlp,
+}
+
+impl Network for Llama {
+    fn forward(&self, pass: &mut Pass<'_, '_>) -> Rows {
+        let angles = self.rope.angles(pass);
+        let mut x = self.embedding.apply(pass);
+        for block in &self.blocks {
+            let h = block.attention_norm.apply(pass, &x);
+            block.attention.add_to(pass, &h, Some(&angles), &mut x);
+
+            let h = block.mlp_norm.apply(pass, &x);
+            block.mlp.add_to(pass, &h, &mut x);
+        }
+        let h = self.norm.apply(pass, &pass.logit_rows(&x));
+        self.output.apply(pass, &h)
+    }
+
+    fn attention_layers(&self) -> Vec<&Attention> {
+        self.blocks.iter().map(|block| &block.attention).collect()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.output.out_features()
+    }
+}
+
+impl Llama {
+    fn build(settings: &Settings<'_>, weights: &Weights<'_>) -> Result<Self, BuildError> {
+        let hidden = settings.count("embedding_length", "hidden_size")?;
+        let intermediate = settings.count("feed_forward_length", "intermediate_size")?;
+        let epsilon = settings.require("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
+        let window = settings.find_count("attention.sliding_window", "sliding_window")?;
+        let heads = settings.heads()?;
+        let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+
+        // The GGUF converter permutes the rows of Q and K so that neighbouring dims turn together.
+        let layout = if settings.gguf() { PairLayout::Neighbours } else { PairLayout::Halves };
+        let mut rope = settings.rope(heads.head_dim, layout, None)?;
+        // Llama 3's scaling comes in GGUF files as a divisor per frequency.
+        if let Some(divisors) = weights.find_vector("rope_freqs", "weight", rope.rotary_dims / 2)? {
+            rope.scaling = Some(RopeScaling::Divisors { divisors, attention_factor: 1.0 });
+        }
+
+        let block = |layer| -> Result<Block, BuildError> {
+            let weights = weights.block(layer);
+            let parts = AttentionParts {
+                query: weights.linear("attn_q", q_features, hidden)?,
+                key: weights.linear("attn_k", kv_features, hidden)?,
+                value: weights.linear("attn_v", kv_features, hidden)?,
+                output: weights.linear("attn_output", hidden, q_features)?,
+                norm: None,
+            };
+            Ok(Block {
+                attention_norm: weights.rms_norm("attn_norm", hidden, epsilon)?,
+                attention: Attention::new(layer, parts, heads.head_dim, heads.scale(), window),
+                mlp_norm: weights.rms_norm("ffn_norm", hidden, epsilon)?,
+                mlp: GatedMlp {
+                    gate: weights.linear("ffn_gate", intermediate, hidden)?,
+                    up: weights.linear("ffn_up", intermediate, hidden)?,
+                    down: weights.linear("ffn_down", hidden, intermediate)?,
+                    activation: Activation::Silu,
+                },
+            })
+        };
+
+        let table = Arc::new(weights.table("token_embd", hidden)?);
+        Ok(Self {
+            rope: Rope::new(&rope, settings.context_tokens),
+            blocks: (0..settings.count("block_count", "num_hidden_layers")?)
+                .map(block)
+                .collect::<Result<_, _>>()?,
+            norm: weights.rms_norm("output_norm", hidden, epsilon)?,
+            output: weights.output("output", &table)?,
+            embedding: Embedding { table, scale: 1.0 },
+        })
+    }
+}

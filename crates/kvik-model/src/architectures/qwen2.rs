@@ -1,0 +1,119 @@
+//! Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases on Q, K and V, and sliding windows from some layer on.
+
+use std::sync::Arc;
+
+use super::{Architecture, BuildError, Network};
+use crate::{
+    layers::{
+        Activation, Attention, AttentionParts, Embedding, GatedMlp, Linear, PairLayout, Pass, RmsNorm, Rope,
+        Rows,
+    },
+    settings::{LayerWindows, Settings},
+    weights::Weights,
+};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "Qwen2",
+    gguf: "qwen2",
+    hugging_face: &["Qwen2ForCausalLM"],
+    names: &[
+        ("token_embd", "model.embed_tokens"),
+        ("blk.*.attn_norm", "model.layers.*.input_layernorm"),
+        ("blk.*.attn_q", "model.layers.*.self_attn.q_proj"),
+        ("blk.*.attn_k", "model.layers.*.self_attn.k_proj"),
+        ("blk.*.attn_v", "model.layers.*.self_attn.v_proj"),
+        ("blk.*.attn_output", "model.layers.*.self_attn.o_proj"),
+        ("blk.*.ffn_norm", "model.layers.*.post_attention_layernorm"),
+        ("blk.*.ffn_gate", "model.layers.*.mlp.gate_proj"),
+        ("blk.*.ffn_up", "model.layers.*.mlp.up_proj"),
+        ("blk.*.ffn_down", "model.layers.*.mlp.down_proj"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+    ],
+    build: |settings, weights| Ok(Box::new(Qwen2::build(settings, weights)?)),
+};
+
+struct Qwen2 {
+    embedding: Embedding,
+    rope: Rope,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    output: Arc<Linear>,
+}
+
+struct Block {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    mlp_norm: RmsNorm,
+    mlp: GatedMlp,
+}
+
+impl Network for Qwen2 {
+    fn forward(&self, pass: &mut Pass<'_, '_>) -> Rows {
+        let angles = self.rope.angles(pass);
+        let mut x = self.embedding.apply(pass);
+        for block in &self.blocks {
+            let h = block.attention_norm.apply(pass, &x);
+            block.attention.add_to(pass, &h, Some(&angles), &mut x);
+
+            let h = block.mlp_norm.apply(pass, &x);
+            block.mlp.add_to(pass, &h, &mut x);
+        }
+        let h = self.norm.apply(pass, &pass.logit_rows(&x));
+        self.output.apply(pass, &h)
+    }
+
+    fn attention_layers(&self) -> Vec<&Attention> {
+        self.blocks.iter().map(|block| &block.attention).collect()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.output.out_features()
+    }
+}
+
+impl Qwen2 {
+    fn build(settings: &Settings<'_>, weights: &Weights<'_>) -> Result<Self, BuildError> {
+        let hidden = settings.count("embedding_length", "hidden_size")?;
+        let intermediate = settings.count("feed_forward_length", "intermediate_size")?;
+        let epsilon = settings.require("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
+        let heads = settings.heads()?;
+        let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+
+        let rope = settings.rope(heads.head_dim, PairLayout::Halves, None)?;
+        let windows = LayerWindows::from_settings(settings)?;
+
+        let block = |layer| -> Result<Block, BuildError> {
+            let weights = weights.block(layer);
+            let parts = AttentionParts {
+                query: weights.linear("attn_q", q_features, hidden)?,
+                key: weights.linear("attn_k", kv_features, hidden)?,
+                value: weights.linear("attn_v", kv_features, hidden)?,
+                output: weights.linear("attn_output", hidden, q_features)?,
+                norm: None,
+            };
+            Ok(Block {
+                attention_norm: weights.rms_norm("attn_norm", hidden, epsilon)?,
+                attention: Attention::new(layer, parts, heads.head_dim, heads.scale(), windows.of(layer)),
+                mlp_norm: weights.rms_norm("ffn_norm", hidden, epsilon)?,
+                mlp: GatedMlp {
+                    gate: weights.linear("ffn_gate", intermediate, hidden)?,
+                    up: weights.linear("ffn_up", intermediate, hidden)?,
+                    down: weights.linear("ffn_down", hidden, intermediate)?,
+                    activation: Activation::Silu,
+                },
+            })
+        };
+
+        let table = Arc::new(weights.table("token_embd", hidden)?);
+        Ok(Self {
+            rope: Rope::new(&rope, settings.context_tokens),
+            blocks: (0..settings.count("block_count", "num_hidden_layers")?)
+                .map(block)
+                .collect::<Result<_, _>>()?,
+            norm: weights.rms_norm("output_norm", hidden, epsilon)?,
+            output: weights.output("output", &table)?,
+            embedding: Embedding { table, scale: 1.0 },
+        })
+    }
+}

@@ -1,0 +1,222 @@
+//! A model's tensors, under one set of names.
+//!
+//! Kvik's architectures know tensors by their GGUF names, `blk.3.attn_q.weight`. For Hugging Face models an architecture
+//! brings a table of pairs (`blk.*.attn_q`, `model.layers.*.self_attn.q_proj`), in which `*` stands for the layer.
+//! Shapes are checked here, once: a network that was built has weights that fit together.
+
+use std::{ops::Range, sync::Arc};
+
+use kvik_kernels::{
+    ThreadPool,
+    matmul::{PackError, PackedMatrix},
+};
+
+use crate::{
+    Checkpoint, CheckpointError, Tensor,
+    checkpoint::Format,
+    layers::{LayerNorm, Linear, RmsNorm},
+};
+
+/// Bytes of a tensor that are packed before their pages are given back.
+const RELEASE_BYTES: usize = 4 << 20;
+
+/// A tensor that cannot become a weight.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// Missing or unreadable.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Its shape does not follow from the model's settings.
+    #[error(
+        "tensor '{name}' has the shape {found:?} where the model's settings ask for {expected:?}; the file is damaged"
+    )]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Its shape, outermost first.
+        found: Vec<usize>,
+        /// What was asked for.
+        expected: Vec<usize>,
+    },
+    /// A norm or a bias is quantised.
+    #[error("tensor '{name}' is quantised, but norms and biases must be F32, F16 or BF16")]
+    Quantised {
+        /// The tensor.
+        name: String,
+    },
+    /// It cannot be packed.
+    #[error("cannot load tensor '{name}': {source}")]
+    Pack {
+        /// The tensor.
+        name: String,
+        /// Why.
+        source: PackError,
+    },
+}
+
+/// Pairs of a GGUF name and its Hugging Face counterpart, without `.weight`.
+pub type Names = [(&'static str, &'static str)];
+
+/// The tensors of a model.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    pool: &'a ThreadPool,
+    /// `None` for a GGUF file, whose names need no translation.
+    names: Option<&'static Names>,
+    layer: Option<usize>,
+}
+
+impl<'a> Weights<'a> {
+    /// The tensors of `checkpoint`, which calls them by the second of each pair of `names` if it is a Hugging Face model.
+    pub(crate) fn new(checkpoint: &'a Checkpoint, pool: &'a ThreadPool, names: &'static Names) -> Self {
+        let names = (!matches!(checkpoint.format(), Format::Gguf { .. })).then_some(names);
+        Self { checkpoint, pool, names, layer: None }
+    }
+
+    /// The tensors of block `layer`: names are then taken without `blk.N.`.
+    pub fn block(&self, layer: usize) -> Self {
+        Self { layer: Some(layer), ..*self }
+    }
+
+    /// The file's name for `name`.
+    fn full_name(&self, name: &str, suffix: &str) -> String {
+        let pattern = if self.layer.is_some() { format!("blk.*.{name}") } else { name.to_owned() };
+        let translated = self
+            .names
+            .and_then(|names| names.iter().find(|(gguf, _)| *gguf == pattern))
+            .map_or(pattern.as_str(), |(_, hf)| hf);
+        let layer = self.layer.map_or(String::new(), |layer| layer.to_string());
+        format!("{}.{suffix}", translated.replace('*', &layer))
+    }
+
+    /// Whether there is a weight called `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.contains(&self.full_name(name, "weight"))
+    }
+
+    /// A projection, with its bias if it has one.
+    ///
+    /// # Errors
+    /// If the weight is missing, or a shape is not the expected one.
+    pub fn linear(
+        &self,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Linear, WeightsError> {
+        self.linear_rows(name, out_features, in_features, std::slice::from_ref(&(0..out_features)))
+    }
+
+    /// A projection made of some rows of a larger one of `stored_features`, which the file keeps fused.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn linear_rows(
+        &self,
+        name: &str,
+        stored_features: usize,
+        in_features: usize,
+        rows: &[Range<usize>],
+    ) -> Result<Linear, WeightsError> {
+        let name_in_file = self.full_name(name, "weight");
+        let tensor = self.checkpoint.tensor(&name_in_file)?;
+        expect_shape(&tensor, &[stored_features, in_features])?;
+        let weight = self.pack(&tensor, rows)?;
+        let bias = self.find_vector(name, "bias", stored_features)?;
+        let bias = bias.map(|bias| rows.iter().flat_map(|rows| &bias[rows.clone()]).copied().collect());
+        Ok(Linear { weight, bias })
+    }
+
+    fn pack(&self, tensor: &Tensor<'_>, rows: &[Range<usize>]) -> Result<PackedMatrix, WeightsError> {
+        let failed = |source| WeightsError::Pack { name: tensor.name.to_owned(), source };
+        let out_features = rows.iter().map(|rows| rows.len()).sum();
+        let mut packer = PackedMatrix::builder(tensor.ty, out_features, tensor.cols()).map_err(failed)?;
+        let piece = (RELEASE_BYTES / tensor.row_bytes().max(1)).max(1);
+        for rows in rows {
+            for start in rows.clone().step_by(piece) {
+                let rows = start..rows.end.min(start + piece);
+                packer.push_rows(self.pool, tensor.row_range(rows.clone())).map_err(failed)?;
+                self.checkpoint.release(tensor, rows);
+            }
+        }
+        packer.finish().map_err(failed)
+    }
+
+    /// A norm without bias.
+    ///
+    /// # Errors
+    /// If the weight is missing, or not of length `features`.
+    pub fn rms_norm(&self, name: &str, features: usize, epsilon: f32) -> Result<RmsNorm, WeightsError> {
+        Ok(RmsNorm { weight: self.vector(name, "weight", features)?, epsilon })
+    }
+
+    /// A norm with bias.
+    ///
+    /// # Errors
+    /// If weight or bias is missing, or not of length `features`.
+    pub fn layer_norm(&self, name: &str, features: usize, epsilon: f32) -> Result<LayerNorm, WeightsError> {
+        Ok(LayerNorm {
+            weight: self.vector(name, "weight", features)?,
+            bias: self.vector(name, "bias", features)?,
+            epsilon,
+        })
+    }
+
+    /// A vector of `len` numbers.
+    ///
+    /// # Errors
+    /// If it is missing, quantised, or of another length.
+    pub fn vector(&self, name: &str, suffix: &str, len: usize) -> Result<Vec<f32>, WeightsError> {
+        let name_in_file = self.full_name(name, suffix);
+        let tensor = self.checkpoint.tensor(&name_in_file)?;
+        expect_shape(&tensor, &[len])?;
+        tensor.to_f32().ok_or(WeightsError::Quantised { name: name_in_file })
+    }
+
+    /// A vector that may be missing.
+    ///
+    /// # Errors
+    /// If it is quantised or of another length.
+    pub fn find_vector(
+        &self,
+        name: &str,
+        suffix: &str,
+        len: usize,
+    ) -> Result<Option<Vec<f32>>, WeightsError> {
+        let exists = self.checkpoint.contains(&self.full_name(name, suffix));
+        exists.then(|| self.vector(name, suffix, len)).transpose()
+    }
+
+    /// A table with a row of `features` numbers for each of as many things as the file has: tokens, positions.
+    ///
+    /// # Errors
+    /// If there is no such weight, or its rows are longer or shorter.
+    pub fn table(&self, name: &str, features: usize) -> Result<Linear, WeightsError> {
+        let rows = self.checkpoint.tensor(&self.full_name(name, "weight"))?.rows();
+        self.linear(name, rows, features)
+    }
+
+    /// The projection to the vocabulary: the tensor `name`, or the embedding's table where the file has no such tensor.
+    ///
+    /// # Errors
+    /// If the tensor's shape is not the table's.
+    pub fn output(&self, name: &str, embedding: &Arc<Linear>) -> Result<Arc<Linear>, WeightsError> {
+        if !self.contains(name) {
+            return Ok(Arc::clone(embedding));
+        }
+        let table = &embedding.weight;
+        Ok(Arc::new(self.linear(name, table.out_features(), table.in_features())?))
+    }
+}
+
+fn expect_shape(tensor: &Tensor<'_>, expected: &[usize]) -> Result<(), WeightsError> {
+    if tensor.shape == expected && expected.iter().all(|&n| n > 0) {
+        return Ok(());
+    }
+    Err(WeightsError::Shape {
+        name: tensor.name.to_owned(),
+        found: tensor.shape.to_vec(),
+        expected: expected.to_vec(),
+    })
+}

@@ -1,0 +1,9 @@
+//! The verbs of the command line, one file each.
+
+pub mod inspect;
+pub mod pull;
+
+/// The user pressed Ctrl-C, and what was being done has ended in good order.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
