@@ -24,9 +24,9 @@ pub(super) const ROW_BLOCK: usize = 96;
 /// Up to so many rows the weights are decoded in registers, again for each tile: beyond, taking them apart once is faster
 /// (measured: even at 10 to 16 rows for the 4- and 8-bit formats, at 8 for Q6_K).
 pub(super) const FUSED_ROWS: usize = 12;
-/// Rows of an integer tile: 2 panels × 6 rows × (integer and float sums) fill 24 of the 32 registers of AVX-512. AVX2 keeps
-/// some in memory, and is still faster than with fewer rows.
-const TILE_ROWS: usize = 6;
+/// Rows of an integer tile: 2 panels × 4 rows × (two planes of integer sums and the float sums) fill 24 of the 32
+/// registers of AVX-512. AVX2 keeps some in memory.
+const TILE_ROWS: usize = 4;
 /// Blocks taken apart at a time: two panels of them fill most of the first-level cache. Whole spans of every format.
 const CHUNK_BLOCKS: usize = 24;
 /// Inputs of floating-point panels that are walked at a time, for the same reason.

@@ -53,6 +53,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn add_128_times(self, low: [__m256i; 2], high: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe { [0, 1].map(|i| _mm256_add_epi32(low[i], _mm256_slli_epi32::<7>(high[i]))) }
+    }
+
+    #[inline(always)]
     fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
         // SAFETY: `self` proves the instructions.
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
