@@ -203,6 +203,32 @@ fn the_context_is_the_models_unless_another_is_asked_for() {
     assert!(matches!(error, EngineError::TextTooLong { text_tokens: 41, context_tokens: 40 }));
 }
 
+/// A folder as from Hugging Face, of a model with a table of positions: it ends where the table does.
+#[test]
+fn learned_positions_bound_the_context() {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-models/opt");
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(tiny.join(file), folder.path().join(file)).unwrap();
+    }
+    let vocab: serde_json::Map<_, _> = (0..96).map(|id| (format!("w{id}"), id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"}
+    });
+    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+
+    let load = |context_tokens| {
+        Engine::load(folder.path(), &EngineOptions { context_tokens, ..EngineOptions::default() })
+    };
+    let mut engine = load(None).unwrap();
+    assert_eq!(engine.context_tokens(), 40);
+    let full = generate_anew(&mut engine, &GenerateRequest { max_tokens: None, ..greedy(prompt()) });
+    assert_eq!((full.completion_ids.len(), full.stop), (40 - 33, StopReason::ContextFull));
+    assert!(matches!(load(Some(41)), Err(EngineError::Context { asked: 41, limit: 40 })));
+}
+
 #[test]
 fn options_that_mean_nothing_are_refused() {
     let path = named("llama").join("model.gguf");

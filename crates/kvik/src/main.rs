@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, inspect, pull, tokenize};
+use commands::{Interrupted, inspect, pull, score, tokenize};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -33,6 +33,7 @@ enum Verb {
     Pull(pull::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
+    Score(score::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Pull(args) => pull::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),
+        Verb::Score(args) => score::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -128,8 +128,7 @@ fn a_cache_that_cannot_go_back_is_computed_anew() {
 #[test]
 fn the_end_of_text_token_ends_the_text_and_is_not_in_it() {
     let ids = Bigram::greedy(&[7], 10);
-    let mut bench = Bench::default();
-    bench.eos = Some(ids[6]);
+    let mut bench = Bench { eos: Some(ids[6]), ..Bench::default() };
     let ended = bench.generate(&greedy(&[7], 10)).unwrap();
     assert_eq!(ended.stop, StopReason::EndOfText);
     assert_eq!(ended.completion_ids, ids[..7]);

@@ -232,3 +232,22 @@ fn a_large_vocabulary_costs_no_allocation_per_token() {
     let last = array.iter().last().map(|token| token.to_string());
     assert_eq!((array.len(), last.as_deref()), (262_144, Some("\"token262143\"")));
 }
+
+#[test]
+fn released_rows_leave_memory_and_read_the_same_again() {
+    const ROWS: usize = 64;
+    const ROW_BYTES: usize = 256 << 10;
+    let data: Vec<u8> = (0..ROWS * ROW_BYTES).map(|byte| (byte % 251) as u8).collect();
+    let checkpoint =
+        open(&GgufWriter::new(3).tensor("t", TYPE_F32, &[ROW_BYTES as u64 / 4, ROWS as u64], &data));
+    let tensor = checkpoint.tensor("t").unwrap();
+    let resident = || kvik_memory::counters::resident_bytes().unwrap();
+    assert_eq!(tensor.bytes, data);
+    let before = resident();
+    checkpoint.release(&tensor, 0..ROWS / 2);
+    checkpoint.release(&tensor, ROWS / 2..ROWS);
+    // Other tests run meanwhile, but none of them holds much.
+    let given_back = before.saturating_sub(resident());
+    assert!(given_back > data.len() as u64 / 2, "only {given_back} bytes of {} left", data.len());
+    assert_eq!(tensor.bytes, data);
+}

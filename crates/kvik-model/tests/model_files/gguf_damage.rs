@@ -7,22 +7,8 @@ use tempfile::TempDir;
 
 use crate::{
     explore_bytes,
-    gguf_writer::{GgufWriter, array, string, value_type::*},
+    gguf_writer::{GgufWriter, sample, value_type::U8},
 };
-
-/// A file that has each kind of thing in it.
-fn sample() -> GgufWriter {
-    let nested = array(ARRAY, &[array(I32, &[vec![1, 0, 0, 0]]), array(BOOL, &[vec![1], vec![0]])]);
-    GgufWriter::new(3)
-        .pair("name", STRING, &string("größe"))
-        .pair("tokens", ARRAY, &array(STRING, &[string("a"), string("bc"), string("")]))
-        .pair("nested", ARRAY, &nested)
-        .pair("eps", F64, &1e-6f64.to_le_bytes())
-        .alignment(8)
-        .tensor("q", 8, &[32, 2], &[7; 68])
-        .tensor("f", 0, &[3], &[1; 12])
-        .tensor("x", 20, &[32], &[3; 18])
-}
 
 #[test]
 fn the_sample_is_well_formed() {

@@ -45,6 +45,27 @@ pub fn array(element: u32, elements: &[Vec<u8>]) -> Vec<u8> {
     [&element.to_le_bytes()[..], &(elements.len() as u64).to_le_bytes(), &elements.concat()].concat()
 }
 
+/// A file that has each kind of thing in it.
+pub fn sample() -> GgufWriter {
+    let nested = array(
+        value_type::ARRAY,
+        &[array(value_type::I32, &[vec![1, 0, 0, 0]]), array(value_type::BOOL, &[vec![1], vec![0]])],
+    );
+    GgufWriter::new(3)
+        .pair("name", value_type::STRING, &string("größe"))
+        .pair(
+            "tokens",
+            value_type::ARRAY,
+            &array(value_type::STRING, &[string("a"), string("bc"), string("")]),
+        )
+        .pair("nested", value_type::ARRAY, &nested)
+        .pair("eps", value_type::F64, &1e-6f64.to_le_bytes())
+        .alignment(8)
+        .tensor("q", 8, &[32, 2], &[7; 68])
+        .tensor("f", 0, &[3], &[1; 12])
+        .tensor("x", 20, &[32], &[3; 18])
+}
+
 impl GgufWriter {
     pub fn new(version: u32) -> Self {
         Self { version, alignment: 32, pairs: Vec::new(), tensors: Vec::new() }

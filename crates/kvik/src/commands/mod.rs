@@ -2,8 +2,10 @@
 
 pub mod inspect;
 pub mod pull;
+pub mod score;
 pub mod tokenize;
 
+mod engine_args;
 mod input;
 mod model_args;
 
