@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod architectures;
+pub mod chat_template;
 pub mod checkpoint;
 pub mod gguf;
 pub mod layers;
@@ -20,6 +21,7 @@ pub mod tensor;
 pub mod tokenizer;
 pub mod weights;
 
+pub use chat_template::{ChatTemplate, ChatTemplateError, Message};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use metadata::{Metadata, MetadataError};
 pub use model::{ForwardError, Model, ModelConfig, ModelError};
