@@ -164,19 +164,26 @@ fn quantize_block(x: &[f32; BLOCK], block: &mut QuantizedBlock) {
     // it ends up in the scale and from there in every product, as it should.
     let mut max_bits = 0u32;
     for value in x {
-        max_bits = max_bits.max(value.to_bits() & 0x7fff_ffff);
+        max_bits = max_bits.max(value.abs().to_bits());
     }
     let max = f32::from_bits(max_bits);
     let inverse = if max > ZERO { 127.0 / max } else { 0.0 };
     block.scale = if max <= ZERO { 0.0 } else { max / 127.0 };
 
-    for (code, value) in block.codes.iter_mut().zip(x) {
-        *code = (value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
+    let mut codes = [0i32; BLOCK];
+    for i in 0..BLOCK {
+        codes[i] = (x[i] * inverse + ROUND).to_bits() as i32;
+    }
+    for i in 0..BLOCK {
+        codes[i] = i32::from(codes[i].wrapping_sub(ROUND.to_bits() as i32) as i8);
     }
     let mut halves = [0i32; 2];
     for i in 0..BLOCK / 2 {
-        halves[0] += i32::from(block.codes[i]);
-        halves[1] += i32::from(block.codes[BLOCK / 2 + i]);
+        halves[0] += codes[i];
+        halves[1] += codes[BLOCK / 2 + i];
+    }
+    for i in 0..BLOCK {
+        block.codes[i] = codes[i] as i8;
     }
     block.scaled_sum = block.scale * (halves[0] + halves[1]) as f32;
     block.zero_point_term = -128 * (halves[0] + halves[1]);

@@ -6,16 +6,16 @@
 //! let weight = builder.finish()?;
 //!
 //! let mut acts = Activations::new();                                        // once for each model
-//! acts.set_for(&pool, &x, rows, in_features, &[&wq, &wk, &wv]);             // once for each set of matrices
-//! matmul(&pool, &acts, &mut [Product::new(&wq, &mut q), Product::new(&wk, &mut k), Product::new(&wv, &mut v)]);
+//! acts.set(&pool, &x, rows, in_features);                                   // once for each set of matrices
+//! matmul(&pool, &acts, &mut [Product { weight: &wq, bias: None, out: &mut q, accumulate: false }, …]);
 //! ```
 //!
 //! Weights keep the precision of their file. Products with quantised weights are integer products of blocks of 32
 //! inputs, with activations in 8 bits ([`Activations`]); products with floating-point weights are in `f32` throughout.
 //!
-//! How the work is cut: a piece is two panels (32 output features) by up to [`ROW_BLOCK`] rows. For few rows the
+//! How the work is cut: a piece is two panels (32 output features) by up to 96 rows. For few rows the
 //! weights are decoded in registers on their way to the multiplier; for more, a chunk of both panels is first taken
-//! apart into the first-level cache, and tiles of up to [`TILE_ROWS`] rows run over it. Either way a row's result has
+//! apart into the first-level cache, and tiles of up to six rows run over it. Either way a row's result has
 //! the same bits (see `integer_tile`), so that neither batching nor threads can be told from the output.
 
 mod activations;

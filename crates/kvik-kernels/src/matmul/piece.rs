@@ -21,9 +21,11 @@ use crate::{
 pub(super) const PIECE_PANELS: usize = 2;
 /// Rows of a piece at most: their sums (12 KiB) stay in the first-level cache.
 pub(super) const ROW_BLOCK: usize = 96;
-/// Up to so many rows the weights are decoded in registers, in a single tile.
-pub(super) const FUSED_ROWS: usize = 4;
-/// Rows of a tile: 2 panels × 6 rows × (integer and float sums) fill 24 of the 32 vector registers.
+/// Up to so many rows the weights are decoded in registers, again for each tile: beyond, taking them apart once is faster
+/// (measured: even at 10 to 16 rows for the 4- and 8-bit formats, at 8 for Q6_K).
+pub(super) const FUSED_ROWS: usize = 12;
+/// Rows of an integer tile: 2 panels × 6 rows × (integer and float sums) fill 24 of the 32 registers of AVX-512. AVX2 keeps
+/// some in memory, and is still faster than with fewer rows.
 const TILE_ROWS: usize = 6;
 /// Blocks taken apart at a time: two panels of them fill most of the first-level cache. Whole spans of every format.
 const CHUNK_BLOCKS: usize = 24;
@@ -82,8 +84,6 @@ macro_rules! with_rows {
     };
 }
 
-type Sums<const P: usize> = [[[f32; LANES]; P]];
-
 impl<'a> Piece<'a> {
     /// # Safety
     /// While the piece lives, nothing else uses these rows of these panels in the output.
@@ -117,32 +117,33 @@ impl<'a> Piece<'a> {
         );
     }
 
-    /// Weights decoded in registers: the whole piece is one tile for each panel.
+    /// Weights decoded in registers, again for each tile.
     fn few_rows<L: Lanes, F: BlockFormat>(&self, lanes: L) {
         let blocks = self.acts.cols() / BLOCK;
         for panel in self.panels.clone() {
-            let mut sums = [[[0.0; LANES]; 1]; FUSED_ROWS];
-            let sums = &mut sums[..self.rows.len()];
-            with_rows!(self.rows.len(), R => lanes.enter(IntegerTile::<Packed<F>, 1, R> {
-                panels: [self.weight.panel(panel).as_ptr()],
-                activations: &self.acts.blocks()[self.rows.start * blocks..],
-                row_blocks: blocks,
-                blocks,
-                sums,
-                format: PhantomData,
-            }));
-            self.finish(lanes, panel, sums);
+            for tile in tiles(self.rows.clone(), TILE_ROWS) {
+                let mut sums = [[[0.0; LANES]; 1]; TILE_ROWS];
+                with_rows!(tile.len(), R => lanes.enter(IntegerTile::<Packed<F>, 1, R> {
+                    panels: [self.weight.panel(panel).as_ptr()],
+                    activations: &self.acts.blocks()[tile.start * blocks..],
+                    row_blocks: blocks,
+                    blocks,
+                    sums: &mut sums[..R],
+                    format: PhantomData,
+                }));
+                self.finish(lanes, panel..panel + 1, tile.clone(), &sums[..tile.len()]);
+            }
         }
     }
 
-    /// Weights taken apart chunk by chunk, for tiles of a few rows each.
+    /// Weights taken apart chunk by chunk, for many tiles.
     fn many_rows<L: Lanes, F: BlockFormat, U: PanelFormat>(&self, lanes: L) {
         let blocks = self.acts.cols() / BLOCK;
-        let mut sums = [[[0.0; LANES]; PIECE_PANELS]; ROW_BLOCK];
-        let sums = &mut sums[..self.rows.len()];
-        let mut scratch = Scratch([const { MaybeUninit::uninit() }; SCRATCH_BYTES]);
-        let (chunk_bytes, mut first) = (CHUNK_BLOCKS * unpacked_block_bytes::<U>(), 0);
-        while first < blocks {
+        let mut sums = SumsScratch::new();
+        let sums = sums.zeroed(self.rows.len());
+        let mut scratch = UnpackScratch([const { MaybeUninit::uninit() }; UNPACK_BYTES]);
+        let chunk_bytes = CHUNK_BLOCKS * unpacked_block_bytes::<U>();
+        for first in (0..blocks).step_by(CHUNK_BLOCKS) {
             let count = CHUNK_BLOCKS.min(blocks - first);
             let mut panels = [scratch.0.as_ptr().cast::<u8>(); PIECE_PANELS];
             for (i, panel) in self.panels.clone().enumerate() {
@@ -151,88 +152,139 @@ impl<'a> Piece<'a> {
                 let panel = self.weight.panel(panel);
                 lanes.enter(Unpack::<F> { panel, first, blocks: count, to, format: PhantomData });
             }
-            for tile in tiles(self.rows.len()) {
-                let start = (self.rows.start + tile.start) * blocks + first;
+            for tile in tiles(self.rows.clone(), TILE_ROWS) {
+                let sums = &mut sums[tile.start - self.rows.start..tile.end - self.rows.start];
                 with_rows!(tile.len(), R => lanes.enter(IntegerTile::<U, PIECE_PANELS, R> {
                     panels,
-                    activations: &self.acts.blocks()[start..],
+                    activations: &self.acts.blocks()[tile.start * blocks + first..],
                     row_blocks: blocks,
                     blocks: count,
-                    sums: &mut sums[tile],
+                    sums,
                     format: PhantomData,
                 }));
+                if first + count == blocks {
+                    self.finish(lanes, self.panels.clone(), tile, sums);
+                }
             }
-            first += count;
         }
-        self.finish(lanes, self.panels.start, sums);
     }
 
     fn floats<L: Lanes, E: Element>(&self, lanes: L) {
         let cols = self.acts.cols();
-        let mut sums = [[[0.0; LANES]; PIECE_PANELS]; ROW_BLOCK];
-        let sums = &mut sums[..self.rows.len()];
+        let mut sums = SumsScratch::new();
+        let sums = sums.zeroed(self.rows.len());
         for first in (0..cols).step_by(CHUNK_INPUTS) {
             let inputs = CHUNK_INPUTS.min(cols - first);
             let panels = [self.panels.start, self.panels.end - 1]
                 .map(|panel| &self.weight.panel(panel)[first * LANES * E::BYTES..]);
-            for tile in tiles(self.rows.len()) {
-                let start = (self.rows.start + tile.start) * cols + first;
+            for tile in tiles(self.rows.clone(), L::FLOAT_TILE_ROWS) {
+                let sums = &mut sums[tile.start - self.rows.start..tile.end - self.rows.start];
                 with_rows!(tile.len(), R => lanes.enter(FloatTile::<E, PIECE_PANELS, R> {
                     panels,
-                    activations: &self.acts.floats()[start..],
+                    activations: &self.acts.floats()[tile.start * cols + first..],
                     row_elements: cols,
                     inputs,
-                    sums: &mut sums[tile],
+                    sums,
                     element: PhantomData,
                 }));
+                if first + inputs == cols {
+                    self.finish(lanes, self.panels.clone(), tile, sums);
+                }
             }
         }
-        self.finish(lanes, self.panels.start, sums);
     }
 
-    /// Writes the sums of up to `P` panels from `panel` on.
-    fn finish<L: Lanes, const P: usize>(&self, lanes: L, panel: usize, sums: &mut Sums<P>) {
+    /// Writes the sums of a tile. Tile by tile, so that the stores drain while the next tile computes: writing a whole
+    /// piece at its end cost 18 % of a prefill.
+    fn finish<L: Lanes, const P: usize>(
+        &self,
+        lanes: L,
+        panels: Range<usize>,
+        rows: Range<usize>,
+        sums: &[[[f32; LANES]; P]],
+    ) {
         let Output { values, features, bias, accumulate } = self.out;
-        let first = panel * LANES;
-        let end = (first + P * LANES).min(self.panels.end * LANES).min(features.end);
-        for (row, sums) in self.rows.clone().zip(sums) {
-            let start = row * features.len() + first - features.start;
-            // SAFETY: promised to `new`.
-            let out = unsafe { values.slice(start..start + end - first) };
-            let bias = bias.map(|bias| &bias[first..end]);
-            lanes.enter(Finish { sums: sums.as_flattened(), bias, accumulate: *accumulate, out });
-        }
+        let (first, end) = (panels.start * LANES, features.end.min(panels.end * LANES));
+        let bias = bias.map(|bias| &bias[first..end]);
+        let start = rows.start * features.len() + first - features.start;
+        let (stride, width) = (features.len(), end - first);
+        lanes.enter(Finish { sums, values, start, stride, width, bias, accumulate: *accumulate });
     }
 }
 
-/// Even cuts of `0..rows` into tiles of at most [`TILE_ROWS`].
-fn tiles(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let tiles = rows.div_ceil(TILE_ROWS);
-    (0..tiles).map(move |tile| rows * tile / tiles..rows * (tile + 1) / tiles)
+/// Even cuts of `rows` into tiles of at most `most`.
+fn tiles(rows: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let (start, len, tiles) = (rows.start, rows.len(), rows.len().div_ceil(most));
+    (0..tiles).map(move |tile| start + len * tile / tiles..start + len * (tile + 1) / tiles)
 }
 
-/// Room for the larger of the unpacked formats.
-const SCRATCH_BYTES: usize = PIECE_PANELS * CHUNK_BLOCKS * unpacked_block_bytes::<Unpacked<2, false>>();
+/// The sums of a piece, `[rows][panels][16]`, while its chunks are added up.
+struct SumsScratch([MaybeUninit<[[f32; LANES]; PIECE_PANELS]>; ROW_BLOCK]);
 
+impl SumsScratch {
+    fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; ROW_BLOCK])
+    }
+
+    fn zeroed(&mut self, rows: usize) -> &mut [[[f32; LANES]; PIECE_PANELS]] {
+        let sums = &mut self.0[..rows];
+        for sum in &mut *sums {
+            sum.write([[0.0; LANES]; PIECE_PANELS]);
+        }
+        // SAFETY: all of them were just written.
+        unsafe { sums.assume_init_mut() }
+    }
+}
+
+/// Room for a chunk of two panels in the larger of the unpacked formats.
 #[repr(align(64))]
-struct Scratch([MaybeUninit<u8>; SCRATCH_BYTES]);
+struct UnpackScratch([MaybeUninit<u8>; UNPACK_BYTES]);
 
-/// The end of a row: bias, residual, store.
-struct Finish<'a> {
-    sums: &'a [f32],
+const UNPACK_BYTES: usize = PIECE_PANELS * CHUNK_BLOCKS * unpacked_block_bytes::<Unpacked<2, false>>();
+
+/// The end of a tile: bias, residual, store.
+struct Finish<'a, const P: usize> {
+    sums: &'a [[[f32; LANES]; P]],
+    values: &'a Disjoint<'a, f32>,
+    /// Where the tile's first row starts, how far it is to the next, and how many features are wanted.
+    start: usize,
+    stride: usize,
+    width: usize,
     bias: Option<&'a [f32]>,
     accumulate: bool,
-    out: &'a mut [f32],
 }
 
-impl Kernel for Finish<'_> {
+impl<const P: usize> Kernel for Finish<'_, P> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, _lanes: L) {
-        for (i, (out, &sum)) in self.out.iter_mut().zip(self.sums).enumerate() {
-            let sum = self.bias.map_or(sum, |bias| sum + bias[i]);
-            *out = if self.accumulate { *out + sum } else { sum };
+    fn run<L: Lanes>(self, lanes: L) {
+        for (r, sums) in self.sums.iter().enumerate() {
+            let start = self.start + r * self.stride;
+            // SAFETY: promised to `Piece::new`.
+            let out = unsafe { self.values.slice(start..start + self.width) };
+            let (whole, rest) = out.as_chunks_mut::<LANES>();
+            for (p, out) in whole.iter_mut().enumerate() {
+                // SAFETY: all pointers are to 16 numbers.
+                unsafe {
+                    let mut sum = lanes.load(sums[p].as_ptr());
+                    if let Some(bias) = self.bias {
+                        sum = lanes.add(sum, lanes.load(bias[p * LANES..][..LANES].as_ptr()));
+                    }
+                    if self.accumulate {
+                        sum = lanes.add(lanes.load(out.as_ptr()), sum);
+                    }
+                    lanes.store(sum, out.as_mut_ptr());
+                }
+            }
+            let done = LANES * whole.len();
+            for (i, out) in rest.iter_mut().enumerate() {
+                let mut sum = sums.as_flattened()[done + i];
+                if let Some(bias) = self.bias {
+                    sum += bias[done + i];
+                }
+                *out = if self.accumulate { *out + sum } else { sum };
+            }
         }
     }
 }

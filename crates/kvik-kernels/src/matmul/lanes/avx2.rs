@@ -22,6 +22,7 @@ impl Lanes for Avx2 {
     type Ints = [__m256i; 2];
     type Codes = [__m256i; 2];
 
+    const FLOAT_TILE_ROWS: usize = 2;
     const WIDE_CODES_ARE_SIGNED: bool = true;
 
     fn enter<K: Kernel>(self, kernel: K) -> K::Output {
@@ -49,6 +50,12 @@ impl Lanes for Avx2 {
     fn to_floats(self, ints: [__m256i; 2]) -> [__m256; 2] {
         // SAFETY: `self` proves the instructions.
         unsafe { [_mm256_cvtepi32_ps(ints[0]), _mm256_cvtepi32_ps(ints[1])] }
+    }
+
+    #[inline(always)]
+    fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
 
     #[inline(always)]

@@ -22,6 +22,7 @@ impl Lanes for Avx512 {
     type Ints = __m512i;
     type Codes = __m512i;
 
+    const FLOAT_TILE_ROWS: usize = 6;
     const WIDE_CODES_ARE_SIGNED: bool = false;
 
     fn enter<K: Kernel>(self, kernel: K) -> K::Output {
@@ -49,6 +50,12 @@ impl Lanes for Avx512 {
     fn to_floats(self, ints: __m512i) -> __m512 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm512_cvtepi32_ps(ints) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_add_ps(a, b) }
     }
 
     #[inline(always)]

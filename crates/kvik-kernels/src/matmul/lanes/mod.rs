@@ -31,6 +31,8 @@ pub(super) trait Lanes: Copy {
     /// 64 × `u8`: in the order of rows, 4 codes of each.
     type Codes: Copy;
 
+    /// Rows of a floating-point tile two panels wide: as many as leave its sums in registers, at most 6.
+    const FLOAT_TILE_ROWS: usize;
     /// Whether [`Self::dot`] takes wide codes as `code − 128`, because the set has no exact product of all `u8` codes.
     const WIDE_CODES_ARE_SIGNED: bool;
 
@@ -40,6 +42,7 @@ pub(super) trait Lanes: Copy {
     fn splat(self, value: f32) -> Self::Floats;
     fn splat_int(self, value: i32) -> Self::Ints;
     fn to_floats(self, ints: Self::Ints) -> Self::Floats;
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a · b + c`.
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;

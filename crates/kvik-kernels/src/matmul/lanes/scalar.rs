@@ -12,6 +12,7 @@ impl Lanes for Scalar {
     type Ints = [i32; LANES];
     type Codes = [u8; 64];
 
+    const FLOAT_TILE_ROWS: usize = 2;
     const WIDE_CODES_ARE_SIGNED: bool = false;
 
     #[inline(never)]
@@ -32,6 +33,11 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn to_floats(self, ints: Self::Ints) -> Self::Floats {
         ints.map(|int| int as f32)
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| a[i] + b[i])
     }
 
     #[inline(always)]
