@@ -10,7 +10,7 @@ use crate::{
 };
 use kvik_kernels::ThreadPool;
 use kvik_kv::KvStore;
-use kvik_model::{Checkpoint, Model, ModelConfig, Tokenizer};
+use kvik_model::{ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer};
 use std::{ops::ControlFlow, path::Path};
 
 /// More threads than any machine of today has cores.
@@ -42,6 +42,7 @@ impl Default for EngineOptions {
 pub struct Engine {
     local: LocalModel,
     tokenizer: Tokenizer,
+    chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
     pool: ThreadPool,
     prefill_chunk_tokens: usize,
 }
@@ -63,6 +64,7 @@ impl Engine {
         }
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
+        let chat_template = ChatTemplate::from_checkpoint(&checkpoint);
         let model = Model::load(&checkpoint, &pool, options.context_tokens)?;
 
         let config = model.config();
@@ -75,12 +77,20 @@ impl Engine {
         let store = KvStore::new(model.kv_shape().clone(), options.sessions, context_tokens, step_tokens)?;
         let workspace = model.workspace(pool.threads(), context_tokens);
         let local = LocalModel { model, store, workspace };
-        Ok(Self { local, tokenizer, pool, prefill_chunk_tokens })
+        Ok(Self { local, tokenizer, chat_template, pool, prefill_chunk_tokens })
     }
 
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// How the model wants a conversation written; `None` for a base model.
+    ///
+    /// # Errors
+    /// What is wrong with the template. A model with a broken one still loads, for plain completion needs none.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, &ChatTemplateError> {
+        self.chat_template.as_ref().map(Option::as_ref)
     }
 
     /// What the model is.

@@ -203,9 +203,8 @@ fn the_context_is_the_models_unless_another_is_asked_for() {
     assert!(matches!(error, EngineError::TextTooLong { text_tokens: 41, context_tokens: 40 }));
 }
 
-/// A folder as from Hugging Face, of a model with a table of positions: it ends where the table does.
-#[test]
-fn learned_positions_bound_the_context() {
+/// The tiny OPT in a folder as from Hugging Face, with a tokenizer.
+fn opt_folder() -> tempfile::TempDir {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-models/opt");
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
@@ -218,7 +217,12 @@ fn learned_positions_bound_the_context() {
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"}
     });
     fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
 
+#[test]
+fn a_table_of_positions_bounds_the_context() {
+    let folder = opt_folder();
     let load = |context_tokens| {
         Engine::load(folder.path(), &EngineOptions { context_tokens, ..EngineOptions::default() })
     };
@@ -227,6 +231,21 @@ fn learned_positions_bound_the_context() {
     let full = generate_anew(&mut engine, &GenerateRequest { max_tokens: None, ..greedy(prompt()) });
     assert_eq!((full.completion_ids.len(), full.stop), (40 - 33, StopReason::ContextFull));
     assert!(matches!(load(Some(41)), Err(EngineError::Context { asked: 41, limit: 40 })));
+}
+
+#[test]
+fn a_broken_chat_template_leaves_completion() {
+    let folder = opt_folder();
+    let load = || Engine::load(folder.path(), &EngineOptions::default()).unwrap();
+    assert!(load().chat_template().unwrap().is_none());
+    let file = folder.path().join("chat_template.jinja");
+    fs::write(&file, "{% for message in messages %}{{ message.content }}{% endfor %}").unwrap();
+    assert!(load().chat_template().unwrap().is_some());
+    fs::write(&file, "{% for message in %}").unwrap();
+    let mut engine = load();
+    assert!(engine.chat_template().unwrap_err().to_string().contains("chat template is broken"));
+    let request = GenerateRequest { max_tokens: Some(3), ..greedy(vec![5, 6]) };
+    assert_eq!(generate_anew(&mut engine, &request).completion_ids.len(), 3);
 }
 
 #[test]
