@@ -36,10 +36,6 @@ pub struct Args {
     /// What the chat's system message says
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    engine: EngineArgs,
     /// One JSON object at the end instead of text as it comes
     #[arg(long)]
     json: bool,
@@ -49,6 +45,10 @@ pub struct Args {
     /// Say on standard error what it cost, even if that is not a terminal
     #[arg(long, short)]
     verbose: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 const EXAMPLES: &str = "\
