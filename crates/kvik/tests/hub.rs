@@ -186,7 +186,7 @@ fn a_model_larger_than_the_disk_is_refused_before_the_first_byte() {
     let server = Server::start(|_: &Request| listing(1 << 60, &sha256(b"")));
     let error = ensure(&puller(&home, &server), "o/n").unwrap_err();
     assert!(matches!(error, PullError::DiskFull { needs, .. } if needs > 1 << 59), "{error}");
-    assert_eq!(server.asked("/resolve/"), [const { None::<String> }; 0]);
+    assert!(server.asked("/resolve/").is_empty());
 }
 
 /// Writing to `/dev/full` fails as writing to a full disk does.

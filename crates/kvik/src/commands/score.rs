@@ -24,11 +24,11 @@ pub struct Args {
     /// Report the N most likely tokens at each place, too
     #[arg(long, value_name = "N", default_value_t = 0)]
     top: usize,
-    #[command(flatten)]
-    engine: EngineArgs,
     /// One JSON object: token_ids, logprobs (natural logarithm, null for the first), perplexity, and top if asked for
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 const EXAMPLES: &str = "\
