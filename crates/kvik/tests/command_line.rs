@@ -231,3 +231,17 @@ fn the_list_shows_what_is_known_and_what_is_here() {
     assert!(text.contains("* owner/name:model.Q4_0.gguf  2.00 KiB"), "{text}");
     assert!(text.contains(Path::new(home.path()).to_str().unwrap()), "{text}");
 }
+
+#[test]
+fn a_model_without_a_tokenizer_is_scored_by_token_ids() {
+    let home = tempfile::tempdir().unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/tiny-models/llama");
+    let output =
+        kvik_with(&home, &["score", "-", "--ids", "--json", "--model", model], "[5, 17, 80, 2]", &[]);
+    assert!(output.status.success(), "{output:?}");
+    let score: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(score["token_ids"], serde_json::json!([5, 17, 80, 2]));
+    assert_eq!(score["logprobs"].as_array().unwrap().len(), 4);
+    let said = complaint(kvik_with(&home, &["score", "-", "--model", model], "text", &[]), 1);
+    assert!(said.contains("tokenizer"), "{said}");
+}

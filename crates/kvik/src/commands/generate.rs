@@ -99,7 +99,7 @@ fn encode(
     template: Option<&ChatTemplate>,
     prompt: &str,
 ) -> anyhow::Result<Vec<u32>> {
-    let tokenizer = loaded.engine.tokenizer();
+    let tokenizer = loaded.engine.tokenizer()?;
     match template {
         Some(template) => {
             let mut conversation = Conversation::new(args.system.clone());

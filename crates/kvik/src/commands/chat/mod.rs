@@ -221,7 +221,7 @@ impl Chat<'_> {
     }
 
     fn encode(&self) -> anyhow::Result<Vec<u32>> {
-        let tokenizer = self.loaded.engine.tokenizer();
+        let tokenizer = self.loaded.engine.tokenizer()?;
         if let Some(template) = self.loaded.chat_template()? {
             return encode_chat(template, tokenizer, &self.conversation);
         }
