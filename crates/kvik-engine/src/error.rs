@@ -1,10 +1,27 @@
 //! What can go wrong with a request, as sentences that say what to do.
 
 use crate::{sampling::InvalidSampling, stop::EmptyStopString};
+use kvik_kv::KvStoreError;
+use kvik_model::{CheckpointError, ForwardError, ModelError, tokenizer::TokenizerError};
 
 /// A request cannot be served, or a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// The model's files cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The files have no tokenizer that can be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The files have no network that can be run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// No room for keys and values.
+    #[error(transparent)]
+    KvStore(#[from] KvStoreError),
+    /// The model cannot compute more of this sequence.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
     /// A sampling option has a value that means nothing.
     #[error(transparent)]
     Sampling(#[from] InvalidSampling),
@@ -23,12 +40,12 @@ pub enum EngineError {
     #[error("the prefill chunk size is 0 tokens: use a positive number, 512 is usual")]
     PrefillChunk,
     /// A context that the model cannot have.
-    #[error("a context of {asked} tokens was asked for, and the model was trained for 1 to {trained}")]
+    #[error("a context of {asked} tokens was asked for: use 1 to {limit} with this model")]
     Context {
         /// Tokens asked for.
         asked: usize,
-        /// The longest sequence that the model was trained for, in tokens.
-        trained: usize,
+        /// Positions that the model can tell apart.
+        limit: usize,
     },
     /// There is nothing to continue.
     #[error("the prompt is empty and the model has no token that begins a text: give it at least one word")]

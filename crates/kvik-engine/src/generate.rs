@@ -9,12 +9,12 @@ mod transcript;
 
 use crate::{
     error::EngineError,
-    language_model::{LogitRows, Vocabulary},
     log_softmax::{LogSoftmax, TokenLogprob},
     sampling::{Sampler, SamplingOptions},
     session::{Sequence, check_vocabulary},
     stop::StopStrings,
 };
+use kvik_model::{Tokenizer, layers::Logits};
 use std::{ops::ControlFlow, time::Instant};
 use transcript::Transcript;
 
@@ -119,7 +119,7 @@ fn rate(tokens: usize, seconds: f64) -> f64 {
 /// One sequence and the limits that it runs in.
 pub(crate) struct Generator<'a> {
     pub(crate) sequence: Sequence<'a>,
-    pub(crate) vocabulary: &'a dyn Vocabulary,
+    pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) context_tokens: usize,
     pub(crate) prefill_chunk_tokens: usize,
 }
@@ -144,7 +144,7 @@ impl Generator<'_> {
             Some(max_tokens) if max_tokens <= room => (max_tokens, StopReason::MaxTokens),
             _ => (room, StopReason::ContextFull),
         };
-        let mut transcript = Transcript::new(self.vocabulary.decoder(), stops, limit);
+        let mut transcript = Transcript::new(self.tokenizer, stops, limit);
         let mut completion_ids = Vec::with_capacity(limit);
         let mut logprobs = Vec::with_capacity(if request.logprobs.is_some() { limit } else { 0 });
         let mut log_softmax = LogSoftmax::default();
@@ -159,15 +159,15 @@ impl Generator<'_> {
         let stop = match prefilled {
             ControlFlow::Break(()) => StopReason::Cancelled,
             ControlFlow::Continue(_) if limit == 0 => at_limit,
-            ControlFlow::Continue(mut next) => loop {
-                let position = next.history.len();
-                let no_finite_logit = EngineError::NoFiniteLogit { position };
-                let id = sampler.sample(next.logits, next.history).ok_or(no_finite_logit)?;
+            ControlFlow::Continue(mut logits) => loop {
+                let history = &self.sequence.tokens[..];
+                let no_finite_logit = EngineError::NoFiniteLogit { position: history.len() };
+                let id = sampler.sample(&logits, history).ok_or(no_finite_logit)?;
                 first_token.get_or_insert_with(Instant::now);
-                let logprob = request.logprobs.and_then(|top| log_softmax.token(next.logits, id, top));
+                let logprob = request.logprobs.and_then(|top| log_softmax.token(&logits, id, top));
                 completion_ids.push(id);
 
-                let ended = if self.vocabulary.is_end_of_text(id) && !request.ignore_end_of_text {
+                let ended = if self.tokenizer.is_end_of_generation(id) && !request.ignore_end_of_text {
                     Some(StopReason::EndOfText)
                 } else if let Some(stop) = transcript.push(id) {
                     Some(StopReason::StopString(stop.to_owned()))
@@ -183,7 +183,7 @@ impl Generator<'_> {
                 if flow.is_break() {
                     break StopReason::Cancelled;
                 }
-                next = self.sequence.extend(&[id], LogitRows::Last)?;
+                logits = self.sequence.extend(&[id], Logits::Last)?;
             },
         };
         let decode_seconds = first_token.map_or(0.0, |first| first.elapsed().as_secs_f64());
@@ -208,7 +208,7 @@ impl Generator<'_> {
 
     /// The tokens to continue: the request's, or the one that begins a text.
     fn prompt(&self, request: &GenerateRequest) -> Result<Vec<u32>, EngineError> {
-        let prompt = match (request.prompt.as_slice(), self.vocabulary.beginning_of_text()) {
+        let prompt = match (request.prompt.as_slice(), self.tokenizer.bos()) {
             ([], None) => return Err(EngineError::EmptyPrompt),
             ([], Some(beginning)) => vec![beginning],
             (prompt, _) => prompt.to_vec(),

@@ -15,6 +15,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod engine;
 mod error;
 mod generate;
 mod language_model;
@@ -25,9 +26,11 @@ mod score;
 mod session;
 mod stop;
 
+pub use engine::{Engine, EngineOptions};
 pub use error::EngineError;
 pub use generate::{Event, GenerateRequest, Generation, StopReason};
 pub use log_softmax::TokenLogprob;
 pub use sampling::SamplingOptions;
 pub use score::Score;
+pub use session::Session;
 pub use stop::EmptyStopString;

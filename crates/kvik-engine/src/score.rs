@@ -5,17 +5,17 @@
 
 use crate::{
     error::EngineError,
-    language_model::LogitRows,
     log_softmax::{LogSoftmax, TokenLogprob},
-    session::{Next, Sequence, check_vocabulary},
+    session::{Sequence, check_vocabulary},
 };
 use kvik_kernels::ThreadPool;
+use kvik_model::layers::{Logits, Rows};
 use std::sync::Mutex;
 
-/// Logits held at once: 16 MiB of f32, about two thirds of the last-level cache that a small server has.
-const LOGITS_AT_ONCE: usize = 4 << 20;
+/// Logits held at once: 32 MiB of f32, which is 32 rows of the largest vocabularies (262,144 tokens).
+const LOGITS_AT_ONCE: usize = 8 << 20;
 /// Rows of a chunk at most: more would not make the matrix products faster.
-const MAX_CHUNK_TOKENS: usize = 128;
+pub(crate) const MAX_CHUNK_TOKENS: usize = 128;
 
 /// How likely a text is.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,8 +55,8 @@ pub(crate) fn score(
     for chunk in ids[..ids.len() - 1].chunks(chunk_tokens) {
         let done = scored.len();
         let targets = &ids[done + 1..][..chunk.len()];
-        let Next { logits, .. } = sequence.extend(chunk, LogitRows::All)?;
-        for (row, token) in score_rows(pool, logits, targets, top).into_iter().enumerate() {
+        let logits = sequence.extend(chunk, Logits::All)?;
+        for (row, token) in score_rows(pool, &logits, targets, top).into_iter().enumerate() {
             scored.push(token.ok_or(EngineError::NoFiniteLogit { position: done + 1 + row })?);
         }
         on_progress(scored.len() + 1, ids.len());
@@ -69,14 +69,13 @@ pub(crate) fn score(
     Ok(Score { token_ids: ids.to_vec(), logprobs, perplexity, top })
 }
 
-/// The log-probability of each target under its row of `logits` `[targets, vocab]`, the rows shared among the threads.
-fn score_rows(pool: &ThreadPool, logits: &[f32], targets: &[u32], top: usize) -> Vec<Option<TokenLogprob>> {
-    let vocab_size = logits.len() / targets.len();
+/// The log-probability of each target under its row of `logits` `[targets, vocab]`; the rows are shared among the threads.
+fn score_rows(pool: &ThreadPool, logits: &Rows, targets: &[u32], top: usize) -> Vec<Option<TokenLogprob>> {
     let rows: Vec<Mutex<Option<TokenLogprob>>> = targets.iter().map(|_| Mutex::default()).collect();
     pool.for_each_piece(targets.len(), 1, |piece| {
         let mut log_softmax = LogSoftmax::default();
         for row in piece {
-            let token = log_softmax.token(&logits[row * vocab_size..][..vocab_size], targets[row], top);
+            let token = log_softmax.token(logits.row(row), targets[row], top);
             *rows[row].lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = token;
         }
     });

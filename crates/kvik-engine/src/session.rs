@@ -3,11 +3,35 @@
 //! A chat sends its whole history with each turn, and all but the last message was computed before. A session keeps
 //! the keys and values of the tokens it has seen; a new prompt that begins like them starts where they part.
 
-use crate::{
-    error::EngineError,
-    language_model::{LanguageModel, LogitRows},
-};
+use crate::{error::EngineError, language_model::LanguageModel};
+use kvik_kv::SequenceCache;
+use kvik_model::layers::{Logits, Rows};
 use std::ops::ControlFlow;
+
+/// One sequence of an engine: its cached keys and values, and the tokens that they are of.
+pub struct Session {
+    pub(crate) cache: SequenceCache,
+    pub(crate) tokens: Vec<u32>,
+}
+
+impl Session {
+    /// A session around an empty `cache`.
+    pub(crate) fn new(cache: SequenceCache) -> Self {
+        // Room for all tokens, so that decoding does not allocate.
+        Self { tokens: Vec::with_capacity(cache.capacity_tokens()), cache }
+    }
+
+    /// The tokens whose keys and values are cached: what a prompt that begins with them need not compute again.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Forgets everything and gives the memory back.
+    pub fn clear(&mut self) {
+        self.cache.clear();
+        self.tokens.clear();
+    }
+}
 
 /// A session bound to its model for the length of a request.
 ///
@@ -15,15 +39,6 @@ use std::ops::ControlFlow;
 pub(crate) struct Sequence<'a> {
     pub(crate) model: &'a mut dyn LanguageModel,
     pub(crate) tokens: &'a mut Vec<u32>,
-}
-
-/// What is known about the token that comes next.
-#[derive(Clone, Copy)]
-pub(crate) struct Next<'a> {
-    /// The model's logits for it: `[vocab]`, or a row for each token that [`LogitRows`] named.
-    pub(crate) logits: &'a [f32],
-    /// All tokens before it.
-    pub(crate) history: &'a [u32],
 }
 
 impl Sequence<'_> {
@@ -37,14 +52,14 @@ impl Sequence<'_> {
         kept
     }
 
-    /// Appends `tokens`, with the logits that `rows` asks for.
-    pub(crate) fn extend(&mut self, tokens: &[u32], rows: LogitRows) -> Result<Next<'_>, EngineError> {
-        let logits = self.model.forward(tokens, rows)?;
+    /// Appends `tokens` and returns the `wanted` logits, `[wanted tokens, vocab]`.
+    pub(crate) fn extend(&mut self, tokens: &[u32], wanted: Logits) -> Result<Rows, EngineError> {
+        let logits = self.model.forward(tokens, wanted)?;
         self.tokens.extend_from_slice(tokens);
-        Ok(Next { logits, history: self.tokens })
+        Ok(logits)
     }
 
-    /// Appends `tokens` in pieces of at most `chunk_tokens`, with logits after the last.
+    /// Appends `tokens` in pieces of at most `chunk_tokens`, and returns the logits `[1, vocab]` after the last.
     ///
     /// `on_chunk(done)` hears of each piece and may stop between them; then the result is a break.
     pub(crate) fn prefill(
@@ -52,19 +67,19 @@ impl Sequence<'_> {
         tokens: &[u32],
         chunk_tokens: usize,
         mut on_chunk: impl FnMut(usize) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<(), Next<'_>>, EngineError> {
+    ) -> Result<ControlFlow<(), Rows>, EngineError> {
         let mut rest = tokens;
         while let Some((chunk, tail)) =
             rest.split_at_checked(chunk_tokens).filter(|(_, tail)| !tail.is_empty())
         {
-            self.extend(chunk, LogitRows::None)?;
+            self.extend(chunk, Logits::None)?;
             rest = tail;
             if on_chunk(tokens.len() - rest.len()).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        let next = self.extend(rest, LogitRows::Last)?;
-        Ok(on_chunk(tokens.len()).map_continue(|()| next))
+        let logits = self.extend(rest, Logits::Last)?;
+        Ok(on_chunk(tokens.len()).map_continue(|()| logits))
     }
 }
 

@@ -1,19 +1,21 @@
 //! A thread pool for regions that last microseconds.
 //!
 //! A decode step is some hundreds of short parallel regions, one after the other. A pool that sleeps between them
-//! pays two system calls per region; this one spins: the caller publishes a job by raising an epoch, the workers see
-//! it in their cache, and the caller waits on a counter. A worker that saw no job for [`SPIN_LIMIT`] turns offers its
-//! core to others, and after [`YIELD_LIMIT`] more turns it parks until the next job, so that an idle or crowded
-//! machine does not burn.
+//! pays two system calls per region; this one spins: the caller opens a gate, the workers see it in their cache and
+//! join, and when the work is handed out the caller closes the gate and waits for those who joined, and only for those.
+//! A worker that the system has taken off its core is therefore not missed: a crowded machine slows a region down, it
+//! does not stop it.
 //!
-//! The caller takes part as thread 0; a pool of one thread runs everything inline.
+//! A worker that saw no job for [`SPIN_LIMIT`] turns offers its core to others, and after [`YIELD_LIMIT`] more turns it
+//! parks until the next job, so that an idle machine does not burn. The caller takes part as thread 0; a pool of one
+//! thread runs everything inline.
 
 use std::{
     cell::UnsafeCell,
     ops::Range,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering::*},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*},
     },
     thread::{self, JoinHandle, Thread},
 };
@@ -39,10 +41,10 @@ struct Worker {
 type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// Raised by one for each job; workers run the job when it changes.
-    epoch: Padded<AtomicUsize>,
-    /// Workers that have not finished the current job.
-    running: Padded<AtomicUsize>,
+    /// The number of the current job, whether it still takes workers, and how many it has: see [`Gate`].
+    gate: Padded<AtomicU64>,
+    /// Workers that have left the current job.
+    finished: Padded<AtomicU64>,
     job: UnsafeCell<Option<Job>>,
     /// Per worker: it is parked, or about to be, and needs a wake-up.
     parked: Vec<Padded<AtomicBool>>,
@@ -50,12 +52,29 @@ struct Shared {
     stop: AtomicBool,
 }
 
+/// The gate's word: 32 bits of job number, the open bit, 31 bits of workers that joined.
+struct Gate;
+
+impl Gate {
+    const OPEN: u64 = 1 << 31;
+    const JOINED: u64 = Self::OPEN - 1;
+
+    fn number(word: u64) -> u64 {
+        word >> 32
+    }
+
+    /// The word of the job after `word`'s, open and without workers.
+    fn next(word: u64) -> u64 {
+        (Self::number(word) + 1) << 32 | Self::OPEN
+    }
+}
+
 /// Keeps what one thread writes off the cache lines that others spin on.
 #[repr(align(128))]
 struct Padded<T>(T);
 
-// SAFETY: `job` is written only by the thread that holds `region`, while no worker runs (running == 0), and read by
-// workers only after they saw the epoch change that was published with Release after the write.
+// SAFETY: `job` is written only by the thread that holds `region`, while the gate is closed and everybody who joined has
+// left, and read by workers only after they joined through the gate, which was opened after the write.
 unsafe impl Sync for Shared {}
 // SAFETY: the raw job pointer is only dereferenced while the caller of `run` keeps the closure alive.
 unsafe impl Send for Shared {}
@@ -68,8 +87,8 @@ impl ThreadPool {
     pub fn new(threads: usize) -> Self {
         assert!(threads > 0, "a pool needs at least one thread");
         let shared = Arc::new(Shared {
-            epoch: Padded(AtomicUsize::new(0)),
-            running: Padded(AtomicUsize::new(0)),
+            gate: Padded(AtomicU64::new(0)),
+            finished: Padded(AtomicU64::new(0)),
             job: UnsafeCell::new(None),
             parked: (1..threads).map(|_| Padded(AtomicBool::new(false))).collect(),
             panicked: AtomicBool::new(false),
@@ -98,7 +117,9 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
-    /// Runs `task(thread)` once on every thread (`0..threads`) and returns when all have finished.
+    /// Runs `task(thread)` on the calling thread (0) and, at the same time, on the workers (from 1) that are free to
+    /// come before the caller's own call returns; returns when all of them have left it. `task` must therefore hand out
+    /// its work piece by piece, as [`Self::for_each_piece`] does, and be done when any one call returns.
     ///
     /// Not reentrant: `task` must not call `run` on the same pool.
     ///
@@ -110,21 +131,21 @@ impl ThreadPool {
         }
         let _region = self.region.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let erased: *const (dyn Fn(usize) + Sync + '_) = &task;
-        // SAFETY: only the lifetime is erased. `wait` below returns after every worker has left the closure, also
-        // when the closure panics on this thread, so no worker outlives it.
+        // SAFETY: only the lifetime is erased. `CloseGate` below waits for every worker that joined, also when the
+        // closure panics on this thread, so no worker outlives it.
         let job: Job = unsafe { std::mem::transmute(erased) };
-        // SAFETY: the region lock is held and no worker runs, so nobody else touches `job`.
+        // SAFETY: the region lock is held, the gate is closed and nobody is behind it, so nobody else touches `job`.
         unsafe { *self.shared.job.get() = Some(job) };
-        self.shared.running.0.store(self.workers.len(), Relaxed);
-        self.shared.epoch.0.fetch_add(1, SeqCst);
+        self.shared.finished.0.store(0, Relaxed);
+        self.shared.gate.0.store(Gate::next(self.shared.gate.0.load(Relaxed)), SeqCst);
         for (worker, parked) in self.workers.iter().zip(&self.shared.parked) {
             if parked.0.load(SeqCst) {
                 worker.thread.unpark();
             }
         }
-        let finish = WaitForWorkers(&self.shared);
+        let close = CloseGate(&self.shared);
         task(0);
-        drop(finish);
+        drop(close);
         if self.shared.panicked.swap(false, Relaxed) {
             panic!("a worker thread panicked in a parallel region");
         }
@@ -191,13 +212,14 @@ struct SendPtr<T>(*mut T);
 // SAFETY: see the only user, `ThreadPool::for_each_row`.
 unsafe impl<T: Send> Sync for SendPtr<T> {}
 
-/// Waits in `drop`, so that the job's closure outlives the workers' use of it on a panic too.
-struct WaitForWorkers<'a>(&'a Shared);
+/// Ends a job in `drop`, so that its closure outlives the workers' use of it on a panic too.
+struct CloseGate<'a>(&'a Shared);
 
-impl Drop for WaitForWorkers<'_> {
+impl Drop for CloseGate<'_> {
     fn drop(&mut self) {
+        let joined = self.0.gate.0.fetch_and(!Gate::OPEN, AcqRel) & Gate::JOINED;
         let mut turns = 0u32;
-        while self.0.running.0.load(Acquire) != 0 {
+        while self.0.finished.0.load(Acquire) != joined {
             turns = turns.saturating_add(1);
             if turns < SPIN_LIMIT { std::hint::spin_loop() } else { thread::yield_now() }
         }
@@ -208,28 +230,47 @@ impl Shared {
     fn work(&self, index: usize) {
         let mut seen = 0;
         loop {
-            seen = self.next_epoch(seen, index);
+            let word = self.next_job(seen, index);
             if self.stop.load(Relaxed) {
                 return;
             }
-            // SAFETY: the epoch was published after `job`, and the caller keeps the closure alive until `running`
-            // has fallen to zero, which happens below, after the call.
-            let job = unsafe { (*self.job.get()).expect("an epoch comes with a job") };
+            seen = Gate::number(word);
+            if !self.join(word) {
+                continue;
+            }
+            // SAFETY: the gate was opened after `job` was written, and the caller keeps the closure alive and `job`
+            // unchanged until `finished` counts this worker, which happens below, after the call.
+            let job = unsafe { (*self.job.get()).expect("an open gate has a job behind it") };
             // SAFETY: as above.
             let task = unsafe { &*job };
             if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| task(index))).is_err() {
                 self.panicked.store(true, Relaxed);
             }
-            self.running.0.fetch_sub(1, Release);
+            self.finished.0.fetch_add(1, Release);
         }
     }
 
-    fn next_epoch(&self, seen: usize, index: usize) -> usize {
+    /// Joins the job of `word`; false if its gate has closed.
+    fn join(&self, mut word: u64) -> bool {
+        let number = Gate::number(word);
+        loop {
+            if word & Gate::OPEN == 0 || Gate::number(word) != number {
+                return false;
+            }
+            match self.gate.0.compare_exchange_weak(word, word + 1, AcqRel, Acquire) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Waits until the gate belongs to another job than number `seen`, and returns its word.
+    fn next_job(&self, seen: u64, index: usize) -> u64 {
         let mut turns = 0u32;
         loop {
-            let epoch = self.epoch.0.load(Acquire);
-            if epoch != seen {
-                return epoch;
+            let word = self.gate.0.load(Acquire);
+            if Gate::number(word) != seen {
+                return word;
             }
             turns += 1;
             if turns < SPIN_LIMIT {
@@ -239,7 +280,7 @@ impl Shared {
             } else {
                 let parked = &self.parked[index - 1].0;
                 parked.store(true, SeqCst);
-                while self.epoch.0.load(SeqCst) == seen {
+                while Gate::number(self.gate.0.load(SeqCst)) == seen {
                     thread::park();
                 }
                 parked.store(false, SeqCst);
@@ -252,7 +293,7 @@ impl Shared {
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Relaxed);
-        self.shared.epoch.0.fetch_add(1, SeqCst);
+        self.shared.gate.0.store(Gate::next(self.shared.gate.0.load(Relaxed)) & !Gate::OPEN, SeqCst);
         for worker in &mut self.workers {
             worker.thread.unpark();
             if let Some(handle) = worker.handle.take() {
@@ -295,32 +336,58 @@ mod tests {
         }
     }
 
+    /// Waits until `count` threads are inside at once: only then have all of them joined.
+    fn meet(pool: &ThreadPool, count: usize) -> bool {
+        let inside = AtomicUsize::new(0);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        pool.run(|_| {
+            inside.fetch_add(1, SeqCst);
+            while inside.load(SeqCst) < count && std::time::Instant::now() < deadline {
+                thread::yield_now();
+            }
+        });
+        inside.into_inner() == count
+    }
+
     #[test]
     fn parked_workers_wake_up() {
         let pool = ThreadPool::new(3);
         for _ in 0..3 {
             thread::sleep(std::time::Duration::from_millis(50));
-            let count = AtomicUsize::new(0);
-            pool.run(|_| {
-                count.fetch_add(1, Relaxed);
-            });
-            assert_eq!(count.into_inner(), 3);
+            assert!(meet(&pool, 3));
         }
+    }
+
+    #[test]
+    fn short_regions_follow_each_other_without_losing_any() {
+        let pool = ThreadPool::new(3);
+        let mut sum = 0;
+        for round in 0..20_000 {
+            let added = AtomicUsize::new(0);
+            pool.for_each_piece(4, 1, |piece| {
+                added.fetch_add(piece.start + round, Relaxed);
+            });
+            sum += added.into_inner() - 4 * round;
+        }
+        assert_eq!(sum, 20_000 * 6);
     }
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_survives() {
         let pool = ThreadPool::new(2);
         for panicking in [0, 1] {
+            let (inside, both) = (AtomicUsize::new(0), 2);
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                pool.run(|thread| assert_ne!(thread, panicking));
+                pool.run(|thread| {
+                    inside.fetch_add(1, SeqCst);
+                    while inside.load(SeqCst) < both {
+                        thread::yield_now();
+                    }
+                    assert_ne!(thread, panicking);
+                });
             }));
             assert!(result.is_err());
         }
-        let count = AtomicUsize::new(0);
-        pool.run(|_| {
-            count.fetch_add(1, Relaxed);
-        });
-        assert_eq!(count.into_inner(), 2);
+        assert!(meet(&pool, 2));
     }
 }

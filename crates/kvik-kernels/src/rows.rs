@@ -207,7 +207,7 @@ fn tanh_lane(x: f32) -> f32 {
 
 #[inline(always)]
 fn gelu_tanh_lane(x: f32) -> f32 {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_56;
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     0.5 * x * (1.0 + tanh_lane(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
 }
 

@@ -6,13 +6,16 @@ use kvik_kernels::{
 };
 use proptest::prelude::*;
 
+/// Key, value, position, bias.
+type Row = (Vec<f32>, Vec<f32>, u32, f32);
+
 /// A cache of one KV head and some queries, as plain numbers.
 #[derive(Debug, Clone)]
 struct Case {
     shape: TileShape,
     reach: Reach,
-    /// Per tile: its rows of (key, value, position, bias), at most 64.
-    tiles: Vec<Vec<(Vec<f32>, Vec<f32>, u32, f32)>>,
+    /// Rows of each tile, at most 64.
+    tiles: Vec<Vec<Row>>,
     consecutive: bool,
     queries: Vec<(Vec<f32>, u32)>,
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use kvik_kernels::{
     Isa, ThreadPool,
-    attention::{self, AttentionScratch, AttentionShape, CachedTiles, Tile},
+    attention::{self, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Tile},
 };
 
 use crate::{KvStore, SequenceCache};
@@ -22,27 +22,17 @@ pub trait Sequences: Sync {
 }
 
 /// Attention of every query row over its sequence's cache at `layer`, rows of the current step included.
-///
-/// - `queries`: `[rows, heads, key_dim]`, rotated;
-/// - `positions`: `[rows]`;
-/// - `out`: `[rows, heads, value_dim]`.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "each is a different thing, and a struct would be built at every layer"
-)]
 pub fn attend<S: Sequences>(
     pool: &ThreadPool,
     store: &KvStore,
     sequences: &S,
     layer: usize,
     shape: &AttentionShape,
-    queries: &[f32],
-    positions: &[u32],
-    out: &mut [f32],
+    rows: AttentionRows<'_>,
     scratch: &mut AttentionScratch,
 ) {
     let cache = LayerTiles { store, sequences, layer };
-    attention::attend(pool, Isa::active(), shape, queries, positions, &cache, out, scratch);
+    attention::attend(pool, Isa::active(), shape, rows, &cache, scratch);
 }
 
 struct LayerTiles<'a, S> {

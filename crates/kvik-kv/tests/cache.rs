@@ -2,7 +2,7 @@
 
 use kvik_kernels::{
     ThreadPool,
-    attention::{AttentionScratch, AttentionShape, Reach},
+    attention::{AttentionRows, AttentionScratch, AttentionShape, Reach},
 };
 use kvik_kv::{KvShape, KvStore, LayerShape, Segment, SegmentRow, SequenceCache, Sequences, attend};
 use proptest::prelude::*;
@@ -78,7 +78,8 @@ fn step(
     let mut out = vec![0.0; n * HEADS * VALUE_DIM];
     let batch = Batch(vec![(cache, 0..n)]);
     let queries = rows(3, range, HEADS * KEY_DIM);
-    attend(pool, store, &batch, 0, &attention_shape(window), &queries, &positions, &mut out, scratch);
+    let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
+    attend(pool, store, &batch, 0, &attention_shape(window), rows, scratch);
     cache.commit(store, n);
     out
 }
@@ -209,7 +210,8 @@ fn a_batch_of_sequences_gives_each_what_it_gets_alone() {
     let queries: Vec<f32> = lengths.iter().flat_map(|&len| rows(3, len - 1..len, HEADS * KEY_DIM)).collect();
     let positions: Vec<u32> = lengths.iter().map(|&len| len as u32 - 1).collect();
     let mut out = vec![0.0; 3 * HEADS * VALUE_DIM];
-    attend(&pool, &store, &batch, 0, &attention_shape(None), &queries, &positions, &mut out, &mut scratch);
+    let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
+    attend(&pool, &store, &batch, 0, &attention_shape(None), rows, &mut scratch);
     assert_eq!(out, alone.concat());
 }
 

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod architectures;
+pub mod chat_template;
 pub mod checkpoint;
 pub mod gguf;
 pub mod layers;
@@ -17,9 +18,12 @@ mod quote;
 pub mod safetensors;
 pub mod settings;
 pub mod tensor;
+pub mod tokenizer;
 pub mod weights;
 
+pub use chat_template::{ChatTemplate, ChatTemplateError, Message};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use metadata::{Metadata, MetadataError};
 pub use model::{ForwardError, Model, ModelConfig, ModelError};
 pub use tensor::Tensor;
+pub use tokenizer::Tokenizer;

@@ -152,7 +152,7 @@ pub enum Value<'a> {
     String(&'a str),
     /// A list.
     Array(Array<'a>),
-    /// A null or an object inside a JSON list, neither of which any setting uses.
+    /// A JSON object, whose entries have keys of their own, or a null in a list.
     Other,
 }
 
@@ -214,7 +214,7 @@ impl Value<'_> {
             Self::Float(_) => "the number",
             Self::String(_) => "the text",
             Self::Array(_) => "the list",
-            Self::Other => "the value",
+            Self::Other => "the object or null",
         }
     }
 }
@@ -240,7 +240,7 @@ impl fmt::Display for Value<'_> {
                     _ => write!(f, "]"),
                 }
             }
-            Self::Other => write!(f, "null or {{…}}"),
+            Self::Other => write!(f, "{{…}}"),
         }
     }
 }

@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorInfo as Entry};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::{
-    quote::Quoted,
+    quote::{Quoted, one_line},
     tensor::{StoredType, TensorInfo},
 };
 
@@ -90,8 +90,8 @@ pub enum SafetensorsError {
 /// Any damage. A format that the kernels do not read is none: it can be listed, not read.
 pub fn parse_header(file: &[u8]) -> Result<Vec<TensorInfo>, SafetensorsError> {
     let (header, data_start) = split_header(file)?;
-    let Entries(mut entries) =
-        serde_json::from_slice(header).map_err(|error| SafetensorsError::Header(error.to_string()))?;
+    let Entries(mut entries) = serde_json::from_slice(header)
+        .map_err(|error| SafetensorsError::Header(one_line(&error.to_string())))?;
     reject_duplicates(&entries)?;
 
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
@@ -133,7 +133,7 @@ fn split_header(file: &[u8]) -> Result<(&[u8], usize), SafetensorsError> {
     }
     let header = rest
         .get(..length as usize)
-        .ok_or(SafetensorsError::HeaderCutOff { missing: length - rest.len() as u64 })?;
+        .ok_or_else(|| SafetensorsError::HeaderCutOff { missing: length - rest.len() as u64 })?;
     Ok((header, LENGTH_BYTES + header.len()))
 }
 

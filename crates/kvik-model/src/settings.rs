@@ -107,6 +107,15 @@ impl<'a> Settings<'a> {
         Err(self.out_of_range(gguf, hf, count, format!("must be from 1 to {LARGEST_COUNT}")))
     }
 
+    /// The sliding window, if there is one; some files say 0 for none.
+    ///
+    /// # Errors
+    /// If it is no count.
+    pub fn window(&self) -> Result<Option<usize>, SettingsError> {
+        let window: Option<usize> = self.find("attention.sliding_window", "sliding_window")?;
+        Ok(window.filter(|&window| window > 0))
+    }
+
     /// An error about the setting called `gguf` or `hf`.
     pub fn out_of_range(&self, gguf: &str, hf: &str, value: impl ToString, rule: String) -> SettingsError {
         let name = self.prefix.map_or_else(|| hf.to_owned(), |prefix| format!("{prefix}.{gguf}"));
@@ -294,21 +303,21 @@ impl LayerWindows {
         let layers = settings.count("block_count", "num_hidden_layers")?;
         let window = match settings.find::<bool>("", "use_sliding_window")? {
             Some(false) => None,
-            _ => settings.find_count("attention.sliding_window", "sliding_window")?,
+            _ => settings.window()?,
         };
-        let pattern =
-            match settings.find_count("attention.sliding_window_pattern", "sliding_window_pattern")? {
-                Some(pattern) => Some(pattern),
-                None => settings.find_count("", "_sliding_window_pattern")?,
-            };
-        let windowed = if let Some(types) = settings.find::<Vec<&str>>("", "layer_types")? {
+        // GGUF files give the pattern as a period or as a list with an entry per layer.
+        let listed = settings.find::<Vec<bool>>("attention.sliding_window_pattern", "").ok().flatten();
+        let windowed = if let Some(windowed) = listed {
+            windowed
+        } else if let Some(types) = settings.find::<Vec<&str>>("", "layer_types")? {
             types.into_iter().map(|kind| kind == "sliding_attention").collect()
         } else if let Some(first) = settings.find::<usize>("", "max_window_layers")? {
             (0..layers).map(|layer| layer >= first).collect()
         } else {
-            // Gemma 3's files leave its pattern unsaid: five layers with a window, then one without.
-            let pattern = pattern.unwrap_or(6);
-            (0..layers).map(|layer| (layer + 1) % pattern != 0).collect()
+            let period = settings.find_count("attention.sliding_window_pattern", "sliding_window_pattern")?;
+            // Gemma 3's files leave it unsaid: five layers with a window, then one without.
+            let period = period.unwrap_or(6);
+            (0..layers).map(|layer| (layer + 1) % period != 0).collect()
         };
         Ok(Self { window, windowed })
     }

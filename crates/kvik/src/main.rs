@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, inspect, pull};
+use commands::{Interrupted, inspect, pull, score, tokenize};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -32,12 +32,16 @@ or owner/name[:file] from the Hugging Face hub. What is not on this machine is f
 enum Verb {
     Pull(pull::Args),
     Inspect(inspect::Args),
+    Tokenize(tokenize::Args),
+    Score(score::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Pull(args) => pull::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Tokenize(args) => tokenize::run(&args),
+        Verb::Score(args) => score::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! The loop against a bigram model over bytes, whose greedy text is a formula.
 
 use super::*;
-use crate::language_model::fake::{Bigram, Bytes};
+use crate::language_model::fake::{Bigram, byte_tokenizer};
 
 const CONTEXT_TOKENS: usize = 200;
 
@@ -10,7 +10,8 @@ const CONTEXT_TOKENS: usize = 200;
 struct Bench {
     model: Bigram,
     tokens: Vec<u32>,
-    vocabulary: Bytes,
+    bos: Option<u32>,
+    eos: Option<u32>,
     text_of_events: String,
     prefill_events: Vec<(usize, usize)>,
 }
@@ -26,12 +27,13 @@ impl Bench {
         prefill_chunk_tokens: usize,
         mut flow: impl FnMut(&Event<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
-        let Self { model, tokens, vocabulary, text_of_events, prefill_events } = self;
+        let Self { model, tokens, text_of_events, prefill_events, .. } = self;
+        let tokenizer = byte_tokenizer(self.bos, self.eos);
         text_of_events.clear();
         prefill_events.clear();
         let generator = Generator {
             sequence: Sequence { model, tokens },
-            vocabulary,
+            tokenizer: &tokenizer,
             context_tokens: CONTEXT_TOKENS,
             prefill_chunk_tokens,
         };
@@ -126,8 +128,7 @@ fn a_cache_that_cannot_go_back_is_computed_anew() {
 #[test]
 fn the_end_of_text_token_ends_the_text_and_is_not_in_it() {
     let ids = Bigram::greedy(&[7], 10);
-    let mut bench = Bench::default();
-    bench.vocabulary.end_of_text = Some(ids[6]);
+    let mut bench = Bench { eos: Some(ids[6]), ..Bench::default() };
     let ended = bench.generate(&greedy(&[7], 10)).unwrap();
     assert_eq!(ended.stop, StopReason::EndOfText);
     assert_eq!(ended.completion_ids, ids[..7]);
@@ -181,7 +182,7 @@ fn the_context_bounds_prompt_and_completion() {
 fn an_empty_prompt_is_the_beginning_of_a_text() {
     let mut bench = Bench::default();
     assert!(matches!(bench.generate(&greedy(&[], 3)), Err(EngineError::EmptyPrompt)));
-    bench.vocabulary.beginning_of_text = Some(3);
+    bench.bos = Some(3);
     let generation = bench.generate(&greedy(&[], 3)).unwrap();
     assert_eq!(generation.prompt_ids, [3]);
     assert_eq!(generation.completion_ids, Bigram::greedy(&[3], 3));

@@ -1,7 +1,8 @@
 //! The text of a completion: tokens become characters, and what may begin a stop string waits.
 
 use super::StopReason;
-use crate::{language_model::TextDecoder, stop::StopStrings};
+use crate::stop::StopStrings;
+use kvik_model::{Tokenizer, tokenizer::StreamDecoder};
 
 /// Room that is made per token: longer than the mean token of any language, so that the text does not grow while
 /// decoding.
@@ -11,7 +12,8 @@ const PIECE_BYTES: usize = 256;
 
 /// Text so far, and how much of it the caller has seen.
 pub(super) struct Transcript<'a> {
-    decoder: Box<dyn TextDecoder + 'a>,
+    tokenizer: &'a Tokenizer,
+    decoder: StreamDecoder,
     stops: StopStrings,
     /// The characters that the last token completed.
     piece: String,
@@ -21,16 +23,17 @@ pub(super) struct Transcript<'a> {
 
 impl<'a> Transcript<'a> {
     /// An empty text of at most `tokens` tokens.
-    pub(super) fn new(decoder: Box<dyn TextDecoder + 'a>, stops: StopStrings, tokens: usize) -> Self {
+    pub(super) fn new(tokenizer: &'a Tokenizer, stops: StopStrings, tokens: usize) -> Self {
+        let decoder = StreamDecoder::new(false);
         let piece = String::with_capacity(PIECE_BYTES);
         let text = String::with_capacity(tokens.saturating_mul(TEXT_BYTES_PER_TOKEN));
-        Self { decoder, stops, piece, text, shown: 0 }
+        Self { tokenizer, decoder, stops, piece, text, shown: 0 }
     }
 
     /// Adds the text of a token; returns the stop string that it completes, if one.
     pub(super) fn push(&mut self, id: u32) -> Option<&str> {
         self.piece.clear();
-        self.decoder.push(id, &mut self.piece);
+        self.decoder.push(self.tokenizer, id, &mut self.piece);
         self.stops.push(&self.piece, &mut self.text)
     }
 
@@ -41,7 +44,7 @@ impl<'a> Transcript<'a> {
             return reason;
         }
         self.piece.clear();
-        self.decoder.finish(&mut self.piece);
+        std::mem::take(&mut self.decoder).finish(&mut self.piece);
         if let Some(stop) = self.stops.push(&self.piece, &mut self.text) {
             return StopReason::StopString(stop.to_owned());
         }

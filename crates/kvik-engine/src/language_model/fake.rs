@@ -1,7 +1,11 @@
-//! A model whose distribution is a closed formula, and a vocabulary of bytes: the oracle of the loops' tests.
+//! A model whose distribution is a closed formula, and a tokenizer of bytes: the oracle of the loops' tests.
 
-use super::{KvBytes, LanguageModel, LogitRows, TextDecoder, Vocabulary};
+use super::{KvBytes, LanguageModel};
 use crate::error::EngineError;
+use kvik_model::{
+    Tokenizer,
+    layers::{Logits, Rows},
+};
 
 /// A bigram model over bytes: the logits depend on the token before, and it remembers what it was asked to compute.
 #[derive(Debug)]
@@ -16,7 +20,6 @@ pub(crate) struct Bigram {
     pub(crate) not_a_number_from: usize,
     /// Tokens that it can go back.
     pub(crate) window: usize,
-    pub(crate) logits: Vec<f32>,
 }
 
 impl Default for Bigram {
@@ -27,7 +30,6 @@ impl Default for Bigram {
             longest_forward: 0,
             not_a_number_from: usize::MAX,
             window: usize::MAX,
-            logits: Vec::new(),
         }
     }
 }
@@ -64,23 +66,23 @@ impl LanguageModel for Bigram {
         Self::VOCAB_SIZE
     }
 
-    fn forward(&mut self, tokens: &[u32], rows: LogitRows) -> Result<&[f32], EngineError> {
-        let asked = match rows {
-            LogitRows::None => &[],
-            LogitRows::Last => &tokens[tokens.len() - 1..],
-            LogitRows::All => tokens,
+    fn forward(&mut self, tokens: &[u32], wanted: Logits) -> Result<Rows, EngineError> {
+        let asked = match wanted {
+            Logits::None => &[],
+            Logits::Last => &tokens[tokens.len() - 1..],
+            Logits::All => tokens,
         };
         let first = self.cached.len() + tokens.len() - asked.len();
-        self.logits.clear();
-        for (row, &before) in asked.iter().enumerate() {
+        let mut logits = Rows::new(asked.len(), Self::VOCAB_SIZE);
+        for (index, logit) in logits.iter_mut().enumerate() {
+            let (row, id) = (index / Self::VOCAB_SIZE, index % Self::VOCAB_SIZE);
             let broken = first + row >= self.not_a_number_from;
-            let logit = |id| if broken { f32::NAN } else { Self::logit(before, id) };
-            self.logits.extend((0..Self::VOCAB_SIZE as u32).map(logit));
+            *logit = if broken { f32::NAN } else { Self::logit(asked[row], id as u32) };
         }
         self.cached.extend_from_slice(tokens);
         self.computed += tokens.len();
         self.longest_forward = self.longest_forward.max(tokens.len());
-        Ok(&self.logits)
+        Ok(logits)
     }
 
     fn truncate(&mut self, tokens: usize) -> usize {
@@ -94,56 +96,22 @@ impl LanguageModel for Bigram {
     }
 }
 
-/// Every byte is a token; text is UTF-8.
-#[derive(Debug, Default)]
-pub(crate) struct Bytes {
-    pub(crate) end_of_text: Option<u32>,
-    pub(crate) beginning_of_text: Option<u32>,
-}
-
-impl Vocabulary for Bytes {
-    fn is_end_of_text(&self, id: u32) -> bool {
-        self.end_of_text == Some(id)
-    }
-
-    fn beginning_of_text(&self) -> Option<u32> {
-        self.beginning_of_text
-    }
-
-    fn decoder(&self) -> Box<dyn TextDecoder + '_> {
-        Box::new(ByteDecoder::default())
-    }
-}
-
-/// Holds the bytes of an unfinished character.
-#[derive(Default)]
-struct ByteDecoder(Vec<u8>);
-
-impl TextDecoder for ByteDecoder {
-    fn push(&mut self, id: u32, text: &mut String) {
-        self.0.push(id as u8);
-        loop {
-            match std::str::from_utf8(&self.0) {
-                Ok(complete) => text.push_str(complete),
-                Err(error) if error.valid_up_to() > 0 => {
-                    text.push_str(&String::from_utf8_lossy(&self.0[..error.valid_up_to()]));
-                    self.0.drain(..error.valid_up_to());
-                    continue;
-                }
-                Err(error) => {
-                    let Some(length) = error.error_len() else { return };
-                    text.push('\u{fffd}');
-                    self.0.drain(..length);
-                    continue;
-                }
-            }
-            return self.0.clear();
-        }
-    }
-
-    fn finish(&mut self, text: &mut String) {
-        if !self.0.is_empty() {
-            text.push('\u{fffd}');
-        }
-    }
+/// A tokenizer whose 256 tokens are the bytes.
+pub(crate) fn byte_tokenizer(bos: Option<u32>, eos: Option<u32>) -> Tokenizer {
+    // GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100 on.
+    let printable = |byte: &u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut others = 0x100..;
+    let alphabet = (0..256)
+        .map(|byte| char::from_u32(if printable(&byte) { byte } else { others.next().unwrap() }).unwrap());
+    let vocab: serde_json::Map<_, _> = alphabet.zip(0..).map(|(c, id)| (c.into(), u32::into(id))).collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "vocab": vocab, "merges": []}
+    });
+    let roles = serde_json::json!({"bos_token_id": bos, "eos_token_id": eos});
+    Tokenizer::from_tokenizer_json(json.to_string().as_bytes(), &[roles]).unwrap()
 }

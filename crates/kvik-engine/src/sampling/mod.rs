@@ -1,6 +1,6 @@
 //! From logits to the next token.
 //!
-//! The steps run in llama.cpp's default order (`common_params_sampling::samplers`, release b7000 and around):
+//! The steps run in llama.cpp's default order (`samplers` in its `common/common.h`, commit 1652066):
 //! repeat penalty, top-k, top-p, min-p, and the temperature last, so that the filters see the model's own
 //! probabilities and a high temperature only flattens what they left. The draw is by inverse cumulative sum with a
 //! counter-based random number for (seed, position): the same request gives the same text on any number of threads.

@@ -155,24 +155,29 @@ struct Call<'a> {
     out: Output,
 }
 
+/// The query rows of a batch and where their results go.
+pub struct AttentionRows<'a> {
+    /// `[rows, heads, key_dim]`, rotated.
+    pub queries: &'a [f32],
+    /// `[rows]`.
+    pub positions: &'a [u32],
+    /// `[rows, heads, value_dim]`.
+    pub out: &'a mut [f32],
+}
+
 /// Attention of all query rows of a batch.
 ///
-/// - `queries`: `[rows, heads, key_dim]`, rotated;
-/// - `positions`: `[rows]`;
-/// - `out`: `[rows, heads, value_dim]`.
-///
 /// # Panics
-/// If the slices do not fit `shape`, or `cache` names rows outside them or the same row twice.
+/// If the rows do not fit `shape`, or `cache` names rows outside them or the same row twice.
 pub fn attend(
     pool: &ThreadPool,
     isa: Isa,
     shape: &AttentionShape,
-    queries: &[f32],
-    positions: &[u32],
+    rows: AttentionRows<'_>,
     cache: &dyn CachedTiles,
-    out: &mut [f32],
     scratch: &mut AttentionScratch,
 ) {
+    let AttentionRows { queries, positions, out } = rows;
     assert!(shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads));
     assert_eq!(queries.len(), positions.len() * shape.heads * shape.tile.key_dim);
     assert_eq!(out.len(), positions.len() * shape.heads * shape.tile.value_dim);

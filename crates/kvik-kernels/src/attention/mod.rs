@@ -27,7 +27,7 @@ mod avx512;
 mod scalar;
 mod tile;
 
-pub use attend::{AttentionScratch, AttentionShape, CachedTiles, attend};
+pub use attend::{AttentionRows, AttentionScratch, AttentionShape, CachedTiles, attend};
 pub use tile::{Positions, TILE_TOKENS, Tile, TileShape};
 
 use crate::Isa;

@@ -1,7 +1,10 @@
 //! The left operand of a product: rows of activations, as the weight formats need them.
 //!
-//! Quantised weights meet activations in 8 bits: blocks of 32 with an `f32` scale of `max |x| / 127`, rounded to the
-//! nearest code (ties to even), in −127..=127. Everything that depends on a block of activations alone is stored
+//! Quantised weights meet activations in 15 bits: blocks of 32 with an `f32` scale of `max |x| / 16256`, rounded to the
+//! nearest code (ties to even). A code is split into two planes of 8 bits, `128 · high + low`, so that the 8-bit dot
+//! products of the processor multiply both exactly. One plane alone, as other engines have it, costs a language model a
+//! divergence of about 0.003 from its exact next-token distribution, and three of a hundred top tokens; two planes cost
+//! 0.00001, less than the rounding of a bf16 cache. Everything that depends on a block of activations alone is stored
 //! beside its codes, so that a kernel reads one stream for each row. Floating-point weights meet the `f32` rows.
 
 use super::{
@@ -13,11 +16,14 @@ use crate::{Isa, ThreadPool, disjoint::Disjoint, quant::TensorType, quant::block
 /// Elements below which a parallel region costs more than it gains.
 const PARALLEL_ELEMENTS: usize = 16 << 10;
 
-/// 32 activations: `x[i] ≈ scale · codes[i]`.
+/// 32 activations: `x[i] ≈ scale · (128 · high[i] + low[i])`.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct QuantizedBlock {
-    pub(super) codes: [i8; BLOCK],
+    /// In −127..=127.
+    pub(super) high: [i8; BLOCK],
+    /// In −64..=63.
+    pub(super) low: [i8; BLOCK],
     pub(super) scale: f32,
     /// `scale · Σ codes`: what a weight's minimum is multiplied with.
     pub(super) scaled_sum: f32,
@@ -26,6 +32,9 @@ pub(super) struct QuantizedBlock {
     /// The same for the first half of the codes.
     pub(super) first_half_term: i32,
 }
+
+/// The largest code: `127` in the high plane, nothing in the low one.
+const MAX_CODE: i32 = 127 * 128;
 
 /// Rows of activations `[rows, in_features]`, prepared for products with any number of matrices.
 ///
@@ -156,7 +165,7 @@ impl Kernel for QuantizeBlocks<'_> {
 #[inline(always)]
 fn quantize_block(x: &[f32; BLOCK], block: &mut QuantizedBlock) {
     /// Largest magnitude that is treated as zero: the reciprocal of its scale would overflow.
-    const ZERO: f32 = 1e-36;
+    const ZERO: f32 = 1e-34;
     /// Adding 1.5 · 2^23 leaves the integer nearest to a small number, ties to even, in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
 
@@ -167,15 +176,14 @@ fn quantize_block(x: &[f32; BLOCK], block: &mut QuantizedBlock) {
         max_bits = max_bits.max(value.abs().to_bits());
     }
     let max = f32::from_bits(max_bits);
-    let inverse = if max > ZERO { 127.0 / max } else { 0.0 };
-    block.scale = if max <= ZERO { 0.0 } else { max / 127.0 };
+    let inverse = if max > ZERO { MAX_CODE as f32 / max } else { 0.0 };
+    block.scale = if max <= ZERO { 0.0 } else { max / MAX_CODE as f32 };
 
     let mut codes = [0i32; BLOCK];
     for i in 0..BLOCK {
-        codes[i] = (x[i] * inverse + ROUND).to_bits() as i32;
-    }
-    for i in 0..BLOCK {
-        codes[i] = i32::from(codes[i].wrapping_sub(ROUND.to_bits() as i32) as i8);
+        let rounded = (x[i] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+        // Only a NaN is outside: its code does not matter, but must not overflow the sums.
+        codes[i] = rounded.clamp(-MAX_CODE, MAX_CODE);
     }
     let mut halves = [0i32; 2];
     for i in 0..BLOCK / 2 {
@@ -183,7 +191,9 @@ fn quantize_block(x: &[f32; BLOCK], block: &mut QuantizedBlock) {
         halves[1] += codes[BLOCK / 2 + i];
     }
     for i in 0..BLOCK {
-        block.codes[i] = codes[i] as i8;
+        let high = (codes[i] + 64) >> 7;
+        block.high[i] = high as i8;
+        block.low[i] = (codes[i] - (high << 7)) as i8;
     }
     block.scaled_sum = block.scale * (halves[0] + halves[1]) as f32;
     block.zero_point_term = -128 * (halves[0] + halves[1]);

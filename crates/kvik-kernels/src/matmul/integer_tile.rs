@@ -1,7 +1,7 @@
 //! The inner loops for quantised weights: integer products of 32 inputs, scaled into `f32` sums.
 //!
 //! For every block, in ascending order, a sum takes exactly these roundings, whatever the tile:
-//! `sum ← fma(float(Σ codes · activations), scale_w · scale_a, sum)` for the block (or for each half of it), then, with
+//! `sum ← fma(float(128 · Σ codes · high + Σ codes · low), scale_w · scale_a, sum)` for the block (or for each half of it), then, with
 //! minima, `sum ← fma(min, scaled_sum_a, sum)`. The integer part is exact. That is why a row gives the same bits alone
 //! and in any batch.
 
@@ -101,7 +101,9 @@ unsafe fn add_block<L: Lanes, F: PanelFormat, const P: usize, const R: usize>(
     // SAFETY: the caller's promise; everything read lies inside the named blocks.
     unsafe {
         for half in 0..F::SCALES_PER_BLOCK {
-            let mut products = [[lanes.splat_int(0); P]; R];
+            // Of the high and the low plane of the activations: the codes are decoded once for both.
+            let mut high = [[lanes.splat_int(0); P]; R];
+            let mut low = [[lanes.splat_int(0); P]; R];
             let codes_are_signed = F::WIDE && L::WIDE_CODES_ARE_SIGNED;
             if !F::HAS_MIN && !codes_are_signed {
                 for r in 0..R {
@@ -111,7 +113,7 @@ unsafe fn add_block<L: Lanes, F: PanelFormat, const P: usize, const R: usize>(
                         (_, 0) => (*block).first_half_term,
                         _ => (*block).zero_point_term - (*block).first_half_term,
                     };
-                    products[r] = [lanes.splat_int(term >> (7 - F::ZERO_POINT_LOG2)); P];
+                    low[r] = [lanes.splat_int(term >> (7 - F::ZERO_POINT_LOG2)); P];
                 }
             }
             let pairs = PAIRS / F::SCALES_PER_BLOCK;
@@ -122,11 +124,14 @@ unsafe fn add_block<L: Lanes, F: PanelFormat, const P: usize, const R: usize>(
                     codes[p] = F::codes(lanes, block, pair);
                 }
                 for r in 0..R {
-                    let eight =
-                        (&raw const (*activations.add(r * row_blocks)).codes).cast::<i32>().add(2 * pair);
-                    let eight = [eight.read_unaligned(), eight.add(1).read_unaligned()];
+                    let block = activations.add(r * row_blocks);
+                    let (of_high, of_low) = (
+                        eight((&raw const (*block).high).cast(), pair),
+                        eight((&raw const (*block).low).cast(), pair),
+                    );
                     for p in 0..P {
-                        products[r][p] = lanes.dot(products[r][p], codes[p], eight, F::WIDE);
+                        high[r][p] = lanes.dot(high[r][p], codes[p], of_high, F::WIDE);
+                        low[r][p] = lanes.dot(low[r][p], codes[p], of_low, F::WIDE);
                     }
                 }
             }
@@ -134,7 +139,7 @@ unsafe fn add_block<L: Lanes, F: PanelFormat, const P: usize, const R: usize>(
                 let scale = F::scale(lanes, headers[p], in_span, half);
                 for r in 0..R {
                     let scale_a = lanes.splat((*activations.add(r * row_blocks)).scale);
-                    let product = lanes.to_floats(products[r][p]);
+                    let product = lanes.to_floats(lanes.add_128_times(low[r][p], high[r][p]));
                     sums[r][p] = lanes.mul_add(product, lanes.mul(scale, scale_a), sums[r][p]);
                 }
             }
@@ -149,6 +154,16 @@ unsafe fn add_block<L: Lanes, F: PanelFormat, const P: usize, const R: usize>(
             }
         }
     }
+}
+
+/// Eight activation codes of a plane, as [`Lanes::dot`] takes them.
+///
+/// # Safety
+/// `plane` points at 32 codes, and `pair` is below 4.
+#[inline(always)]
+unsafe fn eight(plane: *const i32, pair: usize) -> [i32; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [plane.add(2 * pair).read_unaligned(), plane.add(2 * pair + 1).read_unaligned()] }
 }
 
 /// Takes blocks `first..first + blocks` of a packed panel apart, for tiles that read them several times.

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Weights keep the precision of their file. Products with quantised weights are integer products of blocks of 32
-//! inputs, with activations in 8 bits ([`Activations`]); products with floating-point weights are in `f32` throughout.
+//! inputs, with activations in 15 bits ([`Activations`]); products with floating-point weights are in `f32` throughout.
 //!
 //! How the work is cut: a piece is two panels (32 output features) by up to 96 rows. For few rows the
 //! weights are decoded in registers on their way to the multiplier; for more, a chunk of both panels is first taken

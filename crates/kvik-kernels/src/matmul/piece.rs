@@ -25,9 +25,9 @@ pub(super) const ROW_BLOCK: usize = 96;
 /// Measured: with weights from memory the first is 40 % faster at 16 rows, because its prefetching goes on while it
 /// computes, 10 % at 32, and even at 48; with weights from a cache the second is 5 % faster at 32, 10 % at 48.
 const FUSED_ROWS: usize = 32;
-/// Rows of an integer tile: 2 panels × 6 rows × (integer and float sums) fill 24 of the 32 registers of AVX-512. AVX2 keeps
-/// some in memory, and is still faster than with fewer rows.
-const TILE_ROWS: usize = 6;
+/// Rows of an integer tile: 2 panels × 4 rows × (two planes of integer sums and the float sums) fill 24 of the 32
+/// registers of AVX-512. AVX2 keeps some in memory.
+const TILE_ROWS: usize = 4;
 /// Blocks taken apart at a time: two panels of them fill most of the first-level cache. Whole spans of every format.
 const CHUNK_BLOCKS: usize = 24;
 /// Inputs of floating-point panels that are walked at a time, for the same reason.

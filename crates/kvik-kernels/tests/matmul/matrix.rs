@@ -99,7 +99,7 @@ impl Stored {
     /// `Σ_k x[k] · w[o, k]` in `f64`, and a bound on how far a correct kernel may be from it.
     ///
     /// The bound has two parts. Rounding: each of the `f32` operations on the sum is off by at most half a unit of the
-    /// magnitudes added so far. Activations in 8 bits: each is off by at most half a step, `max |x| / 254` of its block.
+    /// magnitudes added so far. Activations in 15 bits: each is off by at most half a step, `max |x| / 32512` of its block.
     /// With `exact`, the activations are representable and the second part is zero.
     pub fn product(&self, x: &[f32], o: usize, exact: bool) -> (f64, f64) {
         let weights = &self.values[o * self.in_features..][..self.in_features];
@@ -109,7 +109,7 @@ impl Stored {
             let max_w = w.iter().fold(0.0f64, |max, w| max.max(f64::from(w.abs())));
             for (&w, &x) in w.iter().zip(x) {
                 sum += f64::from(w) * f64::from(x);
-                steps += f64::from(w.abs()) * max_x / 254.0;
+                steps += f64::from(w.abs()) * max_x / 32512.0;
             }
             // A scale and a minimum can cancel in the weight; each is below four times the block's largest weight.
             magnitude += if self.is_float() { max_w * max_x * 32.0 } else { 8.0 * max_w * max_x * 32.0 };

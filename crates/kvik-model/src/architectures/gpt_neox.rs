@@ -94,13 +94,11 @@ impl GptNeoX {
             rope.base = base;
         }
 
-        // Part 0, 1 or 2 of the fused rows: the GGUF converter puts all of Q first, Hugging Face goes head by head.
+        // Q, K and V alternate in the fused rows: once in GGUF files, head by head in Hugging Face's.
+        let turns = if settings.gguf() { 1 } else { heads.heads };
         let part = |part: usize| -> Vec<Range<usize>> {
-            if settings.gguf() {
-                return vec![part * features..(part + 1) * features];
-            }
-            let start = |head| (3 * head + part) * heads.head_dim;
-            (0..heads.heads).map(|head| start(head)..start(head) + heads.head_dim).collect()
+            let size = features / turns;
+            (0..turns).map(|turn| (3 * turn + part) * size).map(|start| start..start + size).collect()
         };
         let block = |layer| -> Result<Block, BuildError> {
             let weights = weights.block(layer);

@@ -41,8 +41,11 @@ pub struct Architecture {
     /// Tensor names.
     pub names: &'static Names,
     /// Builds the network.
-    pub build: fn(&Settings<'_>, &Weights<'_>) -> Result<Box<dyn Network>, BuildError>,
+    pub build: Build,
 }
+
+/// Builds a network from a model's settings and weights.
+pub type Build = fn(&Settings<'_>, &Weights<'_>) -> Result<Box<dyn Network>, BuildError>;
 
 /// A network with its weights.
 pub trait Network: Send + Sync {

@@ -10,14 +10,16 @@ use kvik_memory::MappedFile;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{Checkpoint, CheckpointError, Format, Located, parent};
-use crate::{gguf, metadata::Metadata, safetensors};
+use crate::{gguf, metadata::Metadata, quote::one_line, safetensors};
 
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Parsed JSON takes many times its file's size, so larger files than any model's are refused.
-const JSON_BYTES_LIMIT: usize = 32 << 20;
+/// Parsed JSON takes many times its file's size, so files larger than any real model's are refused: a
+/// configuration has some kilobytes, an index some megabytes.
+const CONFIG_BYTES_LIMIT: usize = 2 << 20;
+const INDEX_BYTES_LIMIT: usize = 64 << 20;
 
 pub(super) fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let metadata = std::fs::metadata(path).map_err(|error| read_error(path, error))?;
@@ -74,7 +76,7 @@ fn open_folder(folder: &Path) -> Result<Checkpoint, CheckpointError> {
         [file] => open_file(folder, &folder.join(file)),
         _ => {
             models.sort();
-            let files = models.iter().take(10).map(|name| name.to_string_lossy().into_owned()).collect();
+            let files = models.iter().take(10).map(|name| format!("{name:?}")).collect();
             Err(CheckpointError::Ambiguous { path: folder.to_owned(), files })
         }
     }
@@ -89,7 +91,7 @@ struct ShardIndex {
 fn open_shards(folder: &Path) -> Result<Checkpoint, CheckpointError> {
     let config = read_config(folder)?;
     let index_path = folder.join(INDEX);
-    let index: ShardIndex = read_json(&index_path)?;
+    let index: ShardIndex = read_json(&index_path, INDEX_BYTES_LIMIT)?;
 
     let mut names_by_shard: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (tensor, shard) in &index.weight_map {
@@ -131,18 +133,18 @@ fn safetensors_header(path: &Path, mapped: &MappedFile) -> Result<Vec<Located>, 
 }
 
 fn read_config(folder: &Path) -> Result<Metadata, CheckpointError> {
-    read_json(&folder.join(CONFIG)).map(Metadata::from_config)
+    read_json(&folder.join(CONFIG), CONFIG_BYTES_LIMIT).map(Metadata::from_config)
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
+fn read_json<T: DeserializeOwned>(path: &Path, limit: usize) -> Result<T, CheckpointError> {
     let mapped = map(path)?;
     let problem = match mapped.bytes() {
-        bytes if bytes.len() > JSON_BYTES_LIMIT => {
-            format!("{} bytes are more than the {JSON_BYTES_LIMIT} that Kvik reads", bytes.len())
+        bytes if bytes.len() > limit => {
+            format!("{} bytes are more than the {limit} that any model needs", bytes.len())
         }
         bytes => match serde_json::from_slice(bytes) {
             Ok(parsed) => return Ok(parsed),
-            Err(error) => error.to_string(),
+            Err(error) => one_line(&error.to_string()),
         },
     };
     Err(CheckpointError::Json { path: path.to_owned(), problem })

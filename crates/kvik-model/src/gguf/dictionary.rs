@@ -57,11 +57,18 @@ impl Dictionary {
 
     /// The value of `key` in `file`, the bytes that this index was made of.
     pub fn get<'a>(&self, file: &'a [u8], key: &str) -> Option<Value<'a>> {
-        let found = self
-            .by_key
-            .binary_search_by(|&index| text(file, &self.pairs[index as usize].key).cmp(key))
-            .ok()?;
-        self.pairs[self.by_key[found] as usize].decode(file)
+        self.find(file, key)?.decode(file)
+    }
+
+    /// Where the value of `key` starts in `file`, in bytes; 0 if there is none.
+    pub(super) fn offset_of(&self, file: &[u8], key: &str) -> usize {
+        self.find(file, key).map_or(0, |pair| pair.value.start)
+    }
+
+    fn find(&self, file: &[u8], key: &str) -> Option<&Pair> {
+        let compare = |&index: &u32| text(file, &self.pairs[index as usize].key).cmp(key);
+        let found = self.by_key.binary_search_by(compare).ok()?;
+        Some(&self.pairs[self.by_key[found] as usize])
     }
 
     /// All pairs in file order. `file` holds the bytes that this index was made of.

@@ -24,9 +24,9 @@ use crate::{metadata::Value, tensor::TensorInfo};
 /// The first four bytes of a GGUF file.
 pub const MAGIC: [u8; 4] = *b"GGUF";
 
-/// Pairs and tensors that Kvik reads at most; the largest models have some ten thousand. It bounds the memory
-/// that a huge damaged file can make the index take.
-const COUNT_LIMIT: u64 = 1 << 20;
+/// Pairs and tensors that Kvik reads at most; the largest models have a few thousand. It bounds the memory that
+/// the index of a huge damaged file can take.
+const COUNT_LIMIT: u64 = 1 << 17;
 
 const DEFAULT_ALIGNMENT: usize = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
@@ -97,7 +97,7 @@ fn alignment(metadata: &Dictionary, file: &[u8]) -> Result<usize, GgufError> {
         Some(other) => Err(GgufError {
             problem: Problem::Alignment(other.to_string()),
             place: Place::Key(ALIGNMENT_KEY.to_owned()),
-            offset: 0,
+            offset: metadata.offset_of(file, ALIGNMENT_KEY),
         }),
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use kvik_kernels::{
     ThreadPool,
-    attention::{AttentionScratch, AttentionShape},
+    attention::{AttentionRows, AttentionScratch, AttentionShape},
     matmul::Activations,
 };
 use kvik_kv::{KvStore, SequenceCache, Sequences};
@@ -132,8 +132,8 @@ impl<'a, 'b> Pass<'a, 'b> {
         }
         let mut out = Rows::new(queries.rows(), shape.heads * shape.tile.value_dim);
         let Workspace { positions, attention, .. } = &mut *self.workspace;
-        let batch = Batch(self.spans);
-        kvik_kv::attend(self.pool, self.store, &batch, layer, shape, queries, positions, &mut out, attention);
+        let rows = AttentionRows { queries, positions, out: &mut out };
+        kvik_kv::attend(self.pool, self.store, &Batch(self.spans), layer, shape, rows, attention);
         out
     }
 

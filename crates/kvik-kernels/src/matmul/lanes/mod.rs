@@ -42,6 +42,8 @@ pub(super) trait Lanes: Copy {
     fn splat(self, value: f32) -> Self::Floats;
     fn splat_int(self, value: i32) -> Self::Ints;
     fn to_floats(self, ints: Self::Ints) -> Self::Floats;
+    /// `low + 128 · high`.
+    fn add_128_times(self, low: Self::Ints, high: Self::Ints) -> Self::Ints;
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a · b + c`.

@@ -36,6 +36,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn add_128_times(self, low: Self::Ints, high: Self::Ints) -> Self::Ints {
+        std::array::from_fn(|i| low[i] + 128 * high[i])
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         std::array::from_fn(|i| a[i] + b[i])
     }

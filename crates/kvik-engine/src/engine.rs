@@ -1,0 +1,158 @@
+//! A model that is ready to run: weights, tokenizer, chat template, threads and the store of all sessions' keys and
+//! values.
+
+use crate::{
+    error::EngineError,
+    generate::{Event, GenerateRequest, Generation, Generator},
+    language_model::LocalModel,
+    score::{self, Score},
+    session::{Sequence, Session},
+};
+use kvik_kernels::ThreadPool;
+use kvik_kv::KvStore;
+use kvik_model::{ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer};
+use std::{ops::ControlFlow, path::Path};
+
+/// More threads than any machine of today has cores.
+const MAX_THREADS: usize = 1024;
+/// Up to here every position is exact in the f32 that rotary embeddings multiply it in.
+const MAX_CONTEXT_TOKENS: usize = 1 << 24;
+
+/// How an engine runs; the default takes the whole machine and the model's whole context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Threads; `None` is one for each core that the process may use.
+    pub threads: Option<usize>,
+    /// The longest sequence, in tokens; `None` is as long as the model was trained for. A longer one is accepted where
+    /// the model's positions have no end, and the text gets worse from there on. Memory is taken as tokens come.
+    pub context_tokens: Option<usize>,
+    /// Tokens of a prompt that are computed at once: more is faster up to some hundreds and takes memory for each.
+    pub prefill_chunk_tokens: usize,
+    /// Sessions that may fill their context at the same time, a text that is being scored among them; at least 1.
+    pub sessions: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { threads: None, context_tokens: None, prefill_chunk_tokens: 512, sessions: 1 }
+    }
+}
+
+/// A model that is ready to run.
+pub struct Engine {
+    local: LocalModel,
+    tokenizer: Tokenizer,
+    chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
+    pool: ThreadPool,
+    prefill_chunk_tokens: usize,
+}
+
+impl Engine {
+    /// Loads the model at `path`: a GGUF file, or a folder with safetensors and a `config.json`.
+    ///
+    /// # Errors
+    /// [`EngineError`] says what is wrong with the files or the options.
+    pub fn load(path: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
+        let pool = match options.threads {
+            None => ThreadPool::with_all_cores(),
+            Some(threads @ 1..=MAX_THREADS) => ThreadPool::new(threads),
+            Some(threads) => return Err(EngineError::Threads { threads, max: MAX_THREADS }),
+        };
+        let prefill_chunk_tokens = options.prefill_chunk_tokens;
+        if prefill_chunk_tokens == 0 {
+            return Err(EngineError::PrefillChunk);
+        }
+        let checkpoint = Checkpoint::open(path)?;
+        let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
+        let chat_template = ChatTemplate::from_checkpoint(&checkpoint);
+        let model = Model::load(&checkpoint, &pool, options.context_tokens)?;
+
+        let config = model.config();
+        let limit = config.position_limit.unwrap_or(MAX_CONTEXT_TOKENS).min(MAX_CONTEXT_TOKENS);
+        let context_tokens = options.context_tokens.unwrap_or(config.trained_context.min(limit));
+        if !(1..=limit).contains(&context_tokens) {
+            return Err(EngineError::Context { asked: context_tokens, limit });
+        }
+        let step_tokens = prefill_chunk_tokens.max(score::MAX_CHUNK_TOKENS);
+        let store = KvStore::new(model.kv_shape().clone(), options.sessions, context_tokens, step_tokens)?;
+        let workspace = model.workspace(pool.threads(), context_tokens);
+        let local = LocalModel { model, store, workspace };
+        Ok(Self { local, tokenizer, chat_template, pool, prefill_chunk_tokens })
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// How the model wants a conversation written; `None` for a base model.
+    ///
+    /// # Errors
+    /// What is wrong with the template. A model with a broken one still loads, for plain completion needs none.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, &ChatTemplateError> {
+        self.chat_template.as_ref().map(Option::as_ref)
+    }
+
+    /// What the model is.
+    pub fn model_config(&self) -> &ModelConfig {
+        self.local.model.config()
+    }
+
+    /// The longest sequence, in tokens.
+    pub fn context_tokens(&self) -> usize {
+        self.local.store.capacity_tokens()
+    }
+
+    /// Threads that the engine runs on.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// A new, empty sequence.
+    pub fn session(&self) -> Session {
+        Session::new(self.local.store.sequence())
+    }
+
+    /// Continues a prompt in `session`, and tells `on_event` of every chunk and token, which may break to stop.
+    ///
+    /// What the prompt shares with what the session holds is not computed again; afterwards the session holds the
+    /// prompt and the completion, but for the last token. `session` must be of this engine.
+    ///
+    /// # Errors
+    /// [`EngineError`] says what is wrong with the request; the session then holds less, but nothing wrong.
+    pub fn generate(
+        &mut self,
+        session: &mut Session,
+        request: &GenerateRequest,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Generation, EngineError> {
+        let context_tokens = self.context_tokens();
+        let mut model = self.local.bind(&self.pool, &mut session.cache);
+        let generator = Generator {
+            sequence: Sequence { model: &mut model, tokens: &mut session.tokens },
+            tokenizer: &self.tokenizer,
+            context_tokens,
+            prefill_chunk_tokens: self.prefill_chunk_tokens,
+        };
+        generator.run(request, on_event)
+    }
+
+    /// The log-probability of each token of `ids` given those before it, and of the `top` most likely at its place.
+    ///
+    /// `on_progress(done, total)` hears how many tokens are scored.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the text has less than two tokens, does not fit the context, or has unknown tokens.
+    pub fn score(
+        &mut self,
+        ids: &[u32],
+        top: usize,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Score, EngineError> {
+        let context_tokens = self.context_tokens();
+        let mut session = self.session();
+        let mut model = self.local.bind(&self.pool, &mut session.cache);
+        let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
+        score::score(&mut sequence, &self.pool, context_tokens, ids, top, on_progress)
+    }
+}
