@@ -165,7 +165,7 @@ impl Kernel for QuantizeBlocks<'_> {
 #[inline(always)]
 fn quantize_block(x: &[f32; BLOCK], block: &mut QuantizedBlock) {
     /// Largest magnitude that is treated as zero: the reciprocal of its scale would overflow.
-    const ZERO: f32 = 1e-36;
+    const ZERO: f32 = 1e-34;
     /// Adding 1.5 · 2^23 leaves the integer nearest to a small number, ties to even, in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
 

@@ -55,7 +55,12 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn add_128_times(self, low: [__m256i; 2], high: [__m256i; 2]) -> [__m256i; 2] {
         // SAFETY: `self` proves the instructions.
-        unsafe { [0, 1].map(|i| _mm256_add_epi32(low[i], _mm256_slli_epi32::<7>(high[i]))) }
+        unsafe {
+            [
+                _mm256_add_epi32(low[0], _mm256_slli_epi32::<7>(high[0])),
+                _mm256_add_epi32(low[1], _mm256_slli_epi32::<7>(high[1])),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -122,6 +127,12 @@ impl Lanes for Avx2 {
                 [dot_narrow(sums[0], low, a), dot_narrow(sums[1], high, a)]
             }
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: `self` proves the instruction, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 
     #[inline(always)]
