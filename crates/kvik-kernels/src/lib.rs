@@ -15,6 +15,7 @@ mod isa;
 pub mod matmul;
 mod pool;
 pub mod quant;
+pub mod roofline;
 pub mod rows;
 
 pub use isa::{Isa, UnknownIsa};

@@ -1,6 +1,8 @@
 //! A language model: from tokens to logits.
 
-use kvik_kernels::ThreadPool;
+use std::cell::Cell;
+
+use kvik_kernels::{ThreadPool, attention::AttentionShape};
 use kvik_kv::{KvShape, KvStore};
 use kvik_memory::PoolExhausted;
 
@@ -11,7 +13,7 @@ use crate::{
     layers::{Pass, Rows, Span, Workspace},
     metadata::MetadataError,
     settings::{Settings, SettingsError},
-    weights::Weights,
+    weights::{StepWeights, Weights},
 };
 
 /// Why a model cannot be loaded.
@@ -81,6 +83,7 @@ pub struct Model {
     network: Box<dyn Network>,
     config: ModelConfig,
     kv_shape: KvShape,
+    step_weights: StepWeights,
 }
 
 impl Model {
@@ -98,7 +101,9 @@ impl Model {
         let mut settings = Settings::new(checkpoint, name);
         let trained_context = settings.count("context_length", "max_position_embeddings").map_err(build)?;
         settings.context_tokens = context_tokens.unwrap_or(trained_context);
-        let network = (architecture.build)(&settings, &Weights::new(checkpoint, pool, architecture.names))?;
+        let loaded = Cell::new(StepWeights::default());
+        let weights = Weights::new(checkpoint, pool, architecture.names, &loaded);
+        let network = (architecture.build)(&settings, &weights)?;
         let layers: Vec<_> = network.attention_layers().iter().map(|layer| layer.cache_shape()).collect();
         let config = ModelConfig {
             architecture: architecture.name,
@@ -108,7 +113,7 @@ impl Model {
             trained_context,
             position_limit: network.position_limit(),
         };
-        Ok(Self { network, config, kv_shape: KvShape { layers } })
+        Ok(Self { network, config, kv_shape: KvShape { layers }, step_weights: loaded.get() })
     }
 
     /// What the model is.
@@ -119,6 +124,16 @@ impl Model {
     /// What it caches.
     pub fn kv_shape(&self) -> &KvShape {
         &self.kv_shape
+    }
+
+    /// The weights that a pass reads.
+    pub fn step_weights(&self) -> StepWeights {
+        self.step_weights
+    }
+
+    /// The attention of every layer, in the order of the cache's layers.
+    pub fn attention_shapes(&self) -> impl Iterator<Item = &AttentionShape> {
+        self.network.attention_layers().into_iter().map(|layer| layer.shape())
     }
 
     /// Space for its passes, on `threads` threads and over caches of up to `context_tokens` tokens.

@@ -4,11 +4,12 @@
 //! brings a table of pairs (`blk.*.attn_q`, `model.layers.*.self_attn.q_proj`), in which `*` stands for the layer.
 //! Shapes are checked here, once: a network that was built has weights that fit together.
 
-use std::{ops::Range, sync::Arc};
+use std::{cell::Cell, ops::Range, sync::Arc};
 
 use kvik_kernels::{
     ThreadPool,
     matmul::{PackError, PackedMatrix},
+    quant::TensorType,
 };
 
 use crate::{
@@ -57,11 +58,44 @@ pub enum WeightsError {
 /// Pairs of a GGUF name and its Hugging Face counterpart, without `.weight`.
 pub type Names = [(&'static str, &'static str)];
 
+/// Some weights, counted: what they cost to read and to multiply with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightCount {
+    /// Bytes in memory.
+    pub bytes: usize,
+    /// Quantised numbers in matrices.
+    pub quantized: usize,
+    /// Floating-point numbers in matrices.
+    pub floating: usize,
+}
+
+/// The matrices that a forward pass reads in full. Tables of which it takes a row for each token are not among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepWeights {
+    /// Applied to every token.
+    pub layers: WeightCount,
+    /// The projection to the vocabulary: applied to every token whose logits are wanted.
+    pub output: WeightCount,
+}
+
+impl WeightCount {
+    fn add(&mut self, matrix: &PackedMatrix) {
+        let numbers = matrix.out_features() * matrix.in_features();
+        self.bytes += matrix.bytes();
+        match matrix.ty() {
+            TensorType::F32 | TensorType::F16 | TensorType::BF16 => self.floating += numbers,
+            _ => self.quantized += numbers,
+        }
+    }
+}
+
 /// The tensors of a model.
 #[derive(Clone, Copy)]
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     pool: &'a ThreadPool,
+    /// What has been loaded so far.
+    loaded: &'a Cell<StepWeights>,
     /// `None` for a GGUF file, whose names need no translation.
     names: Option<&'static Names>,
     layer: Option<usize>,
@@ -69,9 +103,15 @@ pub struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     /// The tensors of `checkpoint`, which calls them by the second of each pair of `names` if it is a Hugging Face model.
-    pub(crate) fn new(checkpoint: &'a Checkpoint, pool: &'a ThreadPool, names: &'static Names) -> Self {
+    /// What is taken from them is counted in `loaded`.
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        pool: &'a ThreadPool,
+        names: &'static Names,
+        loaded: &'a Cell<StepWeights>,
+    ) -> Self {
         let names = (!matches!(checkpoint.format(), Format::Gguf { .. })).then_some(names);
-        Self { checkpoint, pool, names, layer: None }
+        Self { checkpoint, pool, loaded, names, layer: None }
     }
 
     /// The tensors of block `layer`: names are then taken without `blk.N.`.
@@ -113,6 +153,18 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`Self::linear`].
     pub fn linear_rows(
+        &self,
+        name: &str,
+        stored_features: usize,
+        in_features: usize,
+        rows: &[Range<usize>],
+    ) -> Result<Linear, WeightsError> {
+        let linear = self.load(name, stored_features, in_features, rows)?;
+        self.count(|loaded| loaded.layers.add(&linear.weight));
+        Ok(linear)
+    }
+
+    fn load(
         &self,
         name: &str,
         stored_features: usize,
@@ -194,7 +246,7 @@ impl<'a> Weights<'a> {
     /// If there is no such weight, or its rows are longer or shorter.
     pub fn table(&self, name: &str, features: usize) -> Result<Linear, WeightsError> {
         let rows = self.checkpoint.tensor(&self.full_name(name, "weight"))?.rows();
-        self.linear(name, rows, features)
+        self.load(name, rows, features, std::slice::from_ref(&(0..rows)))
     }
 
     /// The projection to the vocabulary: the tensor `name`, or the embedding's table where the file has no such tensor.
@@ -202,11 +254,20 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// If the tensor's shape is not the table's.
     pub fn output(&self, name: &str, embedding: &Arc<Linear>) -> Result<Arc<Linear>, WeightsError> {
-        if !self.contains(name) {
-            return Ok(Arc::clone(embedding));
-        }
-        let table = &embedding.weight;
-        Ok(Arc::new(self.linear(name, table.out_features(), table.in_features())?))
+        let output = if self.contains(name) {
+            let (rows, features) = (embedding.weight.out_features(), embedding.weight.in_features());
+            Arc::new(self.load(name, rows, features, std::slice::from_ref(&(0..rows)))?)
+        } else {
+            Arc::clone(embedding)
+        };
+        self.count(|loaded| loaded.output.add(&output.weight));
+        Ok(output)
+    }
+
+    fn count(&self, add: impl FnOnce(&mut StepWeights)) {
+        let mut loaded = self.loaded.get();
+        add(&mut loaded);
+        self.loaded.set(loaded);
     }
 }
 
