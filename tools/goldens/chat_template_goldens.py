@@ -1,7 +1,7 @@
 """Golden file for chat templates: what jinja2 writes under the settings of `transformers`.
 
     pip install transformers jinja2
-    python tools/goldens/chat_templates.py crates/kvik-model/tests/goldens/chat_templates.json
+    python tools/goldens/chat_template_goldens.py crates/kvik-model/tests/goldens/chat_templates.json
 
 The templates write the formats of well-known model families, with the constructs that the families' own templates
 use: namespaces, loop controls, slices, string methods, macros, `tojson`, `raise_exception`.
