@@ -68,16 +68,19 @@ impl Activations {
     ///
     /// # Panics
     /// If `x` has another length.
-    pub fn set_for(
+    pub fn set_for<'a>(
         &mut self,
         pool: &ThreadPool,
         x: &[f32],
         rows: usize,
         cols: usize,
-        weights: &[&PackedMatrix],
+        weights: impl IntoIterator<Item = &'a PackedMatrix>,
     ) {
-        let floats = weights.iter().any(|weight| is_float(weight.ty()));
-        let blocks = weights.iter().any(|weight| !is_float(weight.ty()));
+        let (mut floats, mut blocks) = (false, false);
+        for weight in weights {
+            floats |= is_float(weight.ty());
+            blocks |= !is_float(weight.ty());
+        }
         self.fill(pool, x, rows, cols, floats, blocks);
     }
 

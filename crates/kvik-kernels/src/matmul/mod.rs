@@ -15,7 +15,7 @@
 //!
 //! How the work is cut: a piece is two panels (32 output features) by up to 96 rows. For few rows the
 //! weights are decoded in registers on their way to the multiplier; for more, a chunk of both panels is first taken
-//! apart into the first-level cache, and tiles of up to six rows run over it. Either way a row's result has
+//! apart into the first-level cache, and tiles of a few rows run over it. Either way a row's result has
 //! the same bits (see `integer_tile`), so that neither batching nor threads can be told from the output.
 
 mod activations;

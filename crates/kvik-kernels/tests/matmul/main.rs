@@ -173,7 +173,7 @@ fn products_of_one_region_are_those_of_several() {
         for rows in [1, 3, 9] {
             let x = random.floats(rows * 256);
             let mut acts = Activations::new();
-            acts.set_for(&pool, &x, rows, 256, &weights.each_ref());
+            acts.set_for(&pool, &x, rows, 256, &weights);
             let mut outs = weights.each_ref().map(|weight| vec![0.0; rows * weight.out_features()]);
             let mut products: Vec<Product> = weights
                 .iter()
