@@ -113,3 +113,23 @@ fn logits_equal_the_reference() {
     }
     assert!(failed.is_empty(), "too far from the reference: {failed:#?}");
 }
+
+#[test]
+fn the_weights_of_a_step_leave_out_an_embedding_of_its_own() {
+    for (name, tied) in [("llama", false), ("llama-tied", true)] {
+        let folder = &tiny_models()[0].join(name);
+        let config = std::fs::read(folder.join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["tie_word_embeddings"], tied, "{name}");
+        let count = |key: &str| config[key].as_u64().unwrap() as usize;
+        let (hidden, head_dim) = (count("hidden_size"), count("head_dim"));
+        let attention = 2 * head_dim * (count("num_attention_heads") + count("num_key_value_heads"));
+        let block = hidden * (attention + 3 * count("intermediate_size"));
+
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        let weights = Model::load(&checkpoint, &ThreadPool::new(1), None).unwrap().step_weights();
+        assert_eq!(weights.layers.floating, count("num_hidden_layers") * block, "{name}");
+        assert_eq!(weights.output.floating, count("vocab_size") * hidden, "{name}");
+        assert_eq!(weights.layers.quantized + weights.output.quantized, 0, "{name}");
+    }
+}

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, chat, generate, inspect, pull, score, tokenize};
+use commands::{Interrupted, bench, chat, generate, inspect, pull, score, tokenize};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -36,6 +36,7 @@ enum Verb {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Score(score::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Score(args) => score::run(&args),
+        Verb::Bench(args) => bench::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
