@@ -19,8 +19,8 @@ const LEAST_BUFFER_BYTES: usize = 512 << 20;
 const CACHE_MULTIPLE: usize = 4;
 /// Bytes that a thread reads at a time.
 const PIECE_BYTES: usize = 1 << 20;
-/// Tries of one measurement, of which the best counts.
-const TRIES: usize = 3;
+/// Tries of one measurement, of which the best counts: enough for one that nothing else on the machine disturbs.
+const TRIES: usize = 8;
 /// Turns of an arithmetic loop that a thread does at a time (a fraction of a millisecond), and how often.
 const TURNS: u64 = 200_000;
 const PIECES_PER_THREAD: usize = 8;
@@ -71,7 +71,7 @@ impl Limits {
     pub fn sentence(&self) -> String {
         format!(
             "{}, limits on {} threads: {:.1} GB/s from memory ({:.1} on one thread), {:.0} Gop/s int8 dot, {:.0} Gop/s \
-             bf16 dot, {:.0} Gop/s f32",
+             bf16 dot, {:.0} Gop/s f32.",
             self.isa,
             self.threads,
             self.read_gb_per_s,

@@ -8,7 +8,7 @@ use kvik_kernels::{
     quant::TensorType,
 };
 
-use super::{Kernel, KernelOptions, activations, copies_beyond_cache, tame_bytes};
+use super::{Kernel, KernelOptions, activations, copies_beyond_cache, in_words, tame_bytes};
 use crate::bench::work::{ACTIVATION_PLANES, Work};
 
 /// A shape with the numbers of rows that it is multiplied with.
@@ -32,7 +32,7 @@ pub(super) fn kernels<'a>(
     shape: &Shape,
 ) -> Result<Vec<Kernel<'a>>, PackError> {
     let &Shape { out_features, in_features, rows } = shape;
-    let name = |rows: usize| format!("matmul {ty} {out_features}x{in_features}, {rows} rows");
+    let name = |rows: usize| format!("matmul {ty} {out_features}x{in_features}, {}", in_words(rows));
     let wanted: Vec<usize> = rows.iter().copied().filter(|&rows| options.wants(&name(rows))).collect();
     if wanted.is_empty() {
         return Ok(Vec::new());

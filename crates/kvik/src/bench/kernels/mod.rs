@@ -183,6 +183,10 @@ impl KernelReport {
     }
 }
 
+fn in_words(rows: usize) -> String {
+    if rows == 1 { "1 row".into() } else { format!("{rows} rows") }
+}
+
 /// How many operands of `bytes` bytes go well beyond the last-level cache together.
 fn copies_beyond_cache(bytes: usize) -> usize {
     const WHERE_UNKNOWN: usize = 32 << 20;

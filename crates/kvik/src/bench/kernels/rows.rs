@@ -7,7 +7,7 @@ use kvik_kernels::{
     rows::rms_norm,
 };
 
-use super::{Kernel, KernelOptions, activations, tame_bytes};
+use super::{Kernel, KernelOptions, activations, in_words, tame_bytes};
 use crate::bench::work::Work;
 
 /// Length of a hidden state.
@@ -25,7 +25,7 @@ pub(super) fn kernels<'a>(
     for rows in ROWS {
         let (x, weight) = (activations(rows * HIDDEN), activations(HIDDEN));
         let mut out = vec![0.0; x.len()];
-        kernels.push(kernel(format!("rms_norm {HIDDEN}, {rows} rows"), move || {
+        kernels.push(kernel(format!("rms_norm {HIDDEN}, {}", in_words(rows)), move || {
             pool.for_each_row(&mut out, HIDDEN, |row, out| {
                 rms_norm(&x[row * HIDDEN..(row + 1) * HIDDEN], &weight, 1e-5, out);
             });
@@ -34,7 +34,7 @@ pub(super) fn kernels<'a>(
         let bytes = tame_bytes(HIDDEN / TensorType::Q8_0.block_len() * TensorType::Q8_0.block_bytes());
         let weight = PackedMatrix::pack(pool, TensorType::Q8_0, 1, HIDDEN, &bytes)?;
         let (x, mut acts) = (activations(rows * HIDDEN), Activations::new());
-        kernels.push(kernel(format!("quantise activations {HIDDEN}, {rows} rows"), move || {
+        kernels.push(kernel(format!("quantise activations {HIDDEN}, {}", in_words(rows)), move || {
             acts.set_for(pool, &x, rows, HIDDEN, [&weight]);
         }));
     }
