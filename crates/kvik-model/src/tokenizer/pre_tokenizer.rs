@@ -478,3 +478,32 @@ impl Cut {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn words(name: &str, text: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        PreTokenizer::named(name).unwrap().for_each_word(text, |word| words.push(word.to_owned()));
+        words
+    }
+
+    #[test]
+    fn white_space_leaves_its_last_character_to_the_word_behind_it() {
+        assert_eq!(words("gpt-2", "a   b\n\nc  "), ["a", "  ", " b", "\n", "\n", "c", "  "]);
+        assert_eq!(words("llama-bpe", "a   b\n\nc  "), ["a", "  ", " b", "\n\n", "c", "  "]);
+        assert_eq!(words("qwen2", "x \u{3000}\ty 12"), ["x", " \u{3000}", "\ty", " ", "1", "2"]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_words_are_the_text(text: String, name in prop::sample::select(PreTokenizer::names().collect::<Vec<_>>())) {
+            let words = words(name, &text);
+            prop_assert!(words.iter().all(|word| !word.is_empty()));
+            prop_assert_eq!(words.concat(), text);
+        }
+    }
+}
