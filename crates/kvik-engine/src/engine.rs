@@ -10,8 +10,10 @@ use crate::{
 };
 use kvik_kernels::ThreadPool;
 use kvik_kv::KvStore;
-use kvik_model::{ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer};
-use std::{ops::ControlFlow, path::Path};
+use kvik_model::{
+    ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, tokenizer::TokenizerError,
+};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 /// More threads than any machine of today has cores.
 const MAX_THREADS: usize = 1024;
@@ -41,7 +43,7 @@ impl Default for EngineOptions {
 /// A model that is ready to run.
 pub struct Engine {
     local: LocalModel,
-    tokenizer: Tokenizer,
+    tokenizer: Result<Tokenizer, Arc<TokenizerError>>,
     chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
     pool: ThreadPool,
     prefill_chunk_tokens: usize,
@@ -63,7 +65,7 @@ impl Engine {
             return Err(EngineError::PrefillChunk);
         }
         let checkpoint = Checkpoint::open(path)?;
-        let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
+        let tokenizer = Tokenizer::from_checkpoint(&checkpoint).map_err(Arc::new);
         let chat_template = ChatTemplate::from_checkpoint(&checkpoint);
         let model = Model::load(&checkpoint, &pool, options.context_tokens)?;
 
@@ -81,8 +83,12 @@ impl Engine {
     }
 
     /// The model's tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`] if it has none that can be used. Such a model still loads, for tokens can be scored
+    /// without.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
+        Ok(self.tokenizer.as_ref().map_err(Arc::clone)?)
     }
 
     /// How the model wants a conversation written; `None` for a base model.
@@ -127,10 +133,11 @@ impl Engine {
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
         let context_tokens = self.context_tokens();
+        let tokenizer = self.tokenizer.as_ref().map_err(Arc::clone)?;
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let generator = Generator {
             sequence: Sequence { model: &mut model, tokens: &mut session.tokens },
-            tokenizer: &self.tokenizer,
+            tokenizer,
             context_tokens,
             prefill_chunk_tokens: self.prefill_chunk_tokens,
         };

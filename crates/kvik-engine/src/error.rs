@@ -3,6 +3,7 @@
 use crate::{sampling::InvalidSampling, stop::EmptyStopString};
 use kvik_kv::KvStoreError;
 use kvik_model::{CheckpointError, ForwardError, ModelError, tokenizer::TokenizerError};
+use std::sync::Arc;
 
 /// A request cannot be served, or a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -10,9 +11,9 @@ pub enum EngineError {
     /// The model's files cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The files have no tokenizer that can be used.
+    /// Text was to be read or written, and the files have no tokenizer that can be used.
     #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
+    Tokenizer(#[from] Arc<TokenizerError>),
     /// The files have no network that can be run.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -39,6 +39,32 @@ static ALLOCATOR: Counting = Counting;
 const WARM_UP: usize = 4;
 const STEPS: usize = 204;
 
+/// Allocations between two tokens of a text, in a session of its own.
+fn allocations(engine: &mut Engine, sampling: &SamplingOptions) -> usize {
+    let mut session = engine.session();
+    let request = GenerateRequest {
+        prompt: (3..40).collect(),
+        max_tokens: Some(STEPS),
+        sampling: sampling.clone(),
+        stop: vec!["a stop that never comes".to_owned(), "\u{1}".to_owned()],
+        ignore_end_of_text: true,
+        ..GenerateRequest::default()
+    };
+    let (mut step, mut at_start, mut at_end) = (0, 0, 0);
+    let generation = engine.generate(&mut session, &request, &mut |event| {
+        if let Event::Token { .. } = event {
+            step += 1;
+            at_end = ALLOCATIONS.load(Relaxed);
+            if step == WARM_UP {
+                at_start = at_end;
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(generation.unwrap().completion_ids.len(), STEPS);
+    at_end - at_start
+}
+
 #[test]
 fn decoding_allocates_nothing() {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-gguf");
@@ -50,28 +76,10 @@ fn decoding_allocates_nothing() {
             EngineOptions { threads: Some(2), context_tokens: Some(1024), ..EngineOptions::default() };
         let mut engine = Engine::load(&tiny.join(name).join("model.gguf"), &options).unwrap();
         for sampling in [SamplingOptions::greedy(), sampled.clone(), nucleus.clone()] {
-            let mut session = engine.session();
-            let request = GenerateRequest {
-                prompt: (3..40).collect(),
-                max_tokens: Some(STEPS),
-                sampling,
-                stop: vec!["a stop that never comes".to_owned(), "\u{1}".to_owned()],
-                ignore_end_of_text: true,
-                ..GenerateRequest::default()
-            };
-            let (mut step, mut at_start, mut at_end) = (0, 0, 0);
-            let generation = engine.generate(&mut session, &request, &mut |event| {
-                if let Event::Token { .. } = event {
-                    step += 1;
-                    at_end = ALLOCATIONS.load(Relaxed);
-                    if step == WARM_UP {
-                        at_start = at_end;
-                    }
-                }
-                ControlFlow::Continue(())
-            });
-            assert_eq!(generation.unwrap().completion_ids.len(), STEPS);
-            assert_eq!(at_end - at_start, 0, "allocations of {name} in {} steps", STEPS - WARM_UP);
+            // A worker thread allocates its name when it starts, which may be late on a busy machine, but only once:
+            // what decoding allocates shows in every attempt.
+            let attempts: Vec<usize> = (0..3).map(|_| allocations(&mut engine, &sampling)).collect();
+            assert!(attempts.contains(&0), "{attempts:?} allocations of {name} in {} steps", STEPS - WARM_UP);
         }
     }
     // The allocator does count.

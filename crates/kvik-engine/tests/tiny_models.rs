@@ -180,7 +180,7 @@ fn streamed_text_is_the_tokenizers() {
         .unwrap();
     assert!(!streamed.is_empty());
     assert_eq!(streamed, generation.text);
-    assert_eq!(streamed, engine.tokenizer().decode(&generation.completion_ids, false));
+    assert_eq!(streamed, engine.tokenizer().unwrap().decode(&generation.completion_ids, false));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, inspect, pull, score, tokenize};
+use commands::{Interrupted, chat, generate, inspect, pull, score, tokenize};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -30,6 +30,8 @@ or owner/name[:file] from the Hugging Face hub. What is not on this machine is f
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Generate(generate::Args),
+    Chat(chat::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
@@ -38,6 +40,8 @@ enum Verb {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
+        Verb::Generate(args) => generate::run(&args),
+        Verb::Chat(args) => chat::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),

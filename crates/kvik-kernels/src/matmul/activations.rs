@@ -68,16 +68,19 @@ impl Activations {
     ///
     /// # Panics
     /// If `x` has another length.
-    pub fn set_for(
+    pub fn set_for<'a>(
         &mut self,
         pool: &ThreadPool,
         x: &[f32],
         rows: usize,
         cols: usize,
-        weights: &[&PackedMatrix],
+        weights: impl IntoIterator<Item = &'a PackedMatrix>,
     ) {
-        let floats = weights.iter().any(|weight| is_float(weight.ty()));
-        let blocks = weights.iter().any(|weight| !is_float(weight.ty()));
+        let (mut floats, mut blocks) = (false, false);
+        for weight in weights {
+            floats |= is_float(weight.ty());
+            blocks |= !is_float(weight.ty());
+        }
         self.fill(pool, x, rows, cols, floats, blocks);
     }
 
@@ -165,7 +168,7 @@ impl Kernel for QuantizeBlocks<'_> {
 #[inline(always)]
 fn quantize_block(x: &[f32; BLOCK], block: &mut QuantizedBlock) {
     /// Largest magnitude that is treated as zero: the reciprocal of its scale would overflow.
-    const ZERO: f32 = 1e-36;
+    const ZERO: f32 = 1e-34;
     /// Adding 1.5 · 2^23 leaves the integer nearest to a small number, ties to even, in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
 

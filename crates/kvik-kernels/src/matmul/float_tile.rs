@@ -2,7 +2,10 @@
 
 use std::marker::PhantomData;
 
-use super::lanes::{Kernel, LANES, Lanes};
+use super::{
+    PREFETCH_BYTES,
+    lanes::{Kernel, LANES, Lanes},
+};
 
 /// How 16 weights are stored.
 pub(super) trait Element {
@@ -77,7 +80,9 @@ impl<E: Element, const P: usize, const R: usize> Kernel for FloatTile<'_, E, P, 
             for k in 0..self.inputs {
                 let mut weights = [lanes.splat(0.0); P];
                 for p in 0..P {
-                    weights[p] = E::load(lanes, self.panels[p].as_ptr().add(k * LANES * E::BYTES));
+                    let from = self.panels[p].as_ptr().add(k * LANES * E::BYTES);
+                    lanes.prefetch(from.wrapping_add(PREFETCH_BYTES));
+                    weights[p] = E::load(lanes, from);
                 }
                 for r in 0..R {
                     let x = lanes.splat(*rows.add(r * self.row_elements + k));

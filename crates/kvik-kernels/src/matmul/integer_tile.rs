@@ -8,6 +8,7 @@
 use std::{marker::PhantomData, mem::MaybeUninit};
 
 use super::{
+    PIECE_PANELS, PREFETCH_BYTES,
     activations::QuantizedBlock,
     lanes::{Kernel, LANES, Lanes},
     panel::{GROUP_CODES, PAIRS, Packed, PanelFormat},
@@ -49,6 +50,12 @@ impl<F: PanelFormat, const P: usize, const R: usize> Kernel for IntegerTile<'_, 
             while first < self.blocks {
                 let span_blocks = F::SPAN.blocks.min(self.blocks - first);
                 for in_span in 0..span_blocks {
+                    if F::STREAMED {
+                        for header in headers {
+                            let share = F::SPAN.bytes().div_ceil(F::SPAN.blocks);
+                            prefetch(lanes, header.wrapping_add(PREFETCH_BYTES + in_span * share), share);
+                        }
+                    }
                     add_block::<L, F, P, R>(
                         lanes,
                         headers,
@@ -60,7 +67,7 @@ impl<F: PanelFormat, const P: usize, const R: usize> Kernel for IntegerTile<'_, 
                 }
                 first += span_blocks;
                 for header in &mut headers {
-                    *header = header.wrapping_add(F::SPAN.header_bytes + F::SPAN.blocks * F::SPAN.code_bytes);
+                    *header = header.wrapping_add(F::SPAN.bytes());
                 }
             }
             for r in 0..R {
@@ -69,6 +76,13 @@ impl<F: PanelFormat, const P: usize, const R: usize> Kernel for IntegerTile<'_, 
                 }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn prefetch<L: Lanes>(lanes: L, from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        lanes.prefetch(from.wrapping_add(line));
     }
 }
 
@@ -180,6 +194,9 @@ impl<F: BlockFormat> Kernel for Unpack<'_, F> {
         for index in 0..self.blocks {
             let block = self.first + index;
             let (header_at, codes_at) = span.locate(block);
+            // The same block of the piece that most likely comes next arrives while this one is multiplied.
+            let next = self.panel.as_ptr().wrapping_add(PIECE_PANELS * self.panel.len() + codes_at);
+            prefetch(lanes, next, span.bytes().div_ceil(span.blocks));
             let (header, codes) = (&self.panel[header_at..], &self.panel[codes_at..]);
             assert!(header.len() >= span.header_bytes && codes.len() >= span.code_bytes);
             // SAFETY: the header and the codes were just found to be inside the panel, and the block inside `to`.

@@ -57,8 +57,13 @@ impl SpanLayout {
 
     /// Start of the header and of the codes of block `block` in its panel.
     pub(super) const fn locate(self, block: usize) -> (usize, usize) {
-        let header = block / self.blocks * (self.header_bytes + self.blocks * self.code_bytes);
+        let header = block / self.blocks * self.bytes();
         (header, header + self.header_bytes + block % self.blocks * self.code_bytes)
+    }
+
+    /// Bytes of a whole span.
+    pub(super) const fn bytes(self) -> usize {
+        self.header_bytes + self.blocks * self.code_bytes
     }
 
     /// Bytes of a panel with `blocks` blocks.
@@ -109,6 +114,8 @@ pub(super) trait PanelFormat {
     const WIDE: bool;
     /// The code of zero in formats without minimum: 2 to the power of this.
     const ZERO_POINT_LOG2: u32;
+    /// The panels come from memory rather than from the first-level cache.
+    const STREAMED: bool;
 
     /// Groups `2·pair` and `2·pair + 1` of a block.
     ///
@@ -138,6 +145,7 @@ impl<F: BlockFormat> PanelFormat for Packed<F> {
     const HAS_MIN: bool = F::SCALES.has_min();
     const WIDE: bool = F::BITS == 8;
     const ZERO_POINT_LOG2: u32 = if F::SCALES.has_min() { 0 } else { F::ZERO_POINT.ilog2() };
+    const STREAMED: bool = true;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(lanes: L, codes: *const u8, pair: usize) -> [L::Codes; 2] {
@@ -206,6 +214,7 @@ impl<const SCALES_PER_BLOCK: usize, const HAS_MIN: bool> PanelFormat for Unpacke
     const HAS_MIN: bool = HAS_MIN;
     const WIDE: bool = !HAS_MIN;
     const ZERO_POINT_LOG2: u32 = 7;
+    const STREAMED: bool = false;
 
     #[inline(always)]
     unsafe fn codes<L: Lanes>(lanes: L, codes: *const u8, pair: usize) -> [L::Codes; 2] {

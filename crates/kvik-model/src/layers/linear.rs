@@ -48,7 +48,8 @@ impl Linear {
 
 impl Pass<'_, '_> {
     fn multiply(&mut self, x: &Rows, products: &mut [Product<'_>]) {
-        self.workspace.activations.set(self.pool, x, x.rows(), x.cols());
+        let weights = products.iter().map(|product| product.weight);
+        self.workspace.activations.set_for(self.pool, x, x.rows(), x.cols(), weights);
         matmul(self.pool, &self.workspace.activations, products);
     }
 }

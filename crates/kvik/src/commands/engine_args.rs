@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use kvik_engine::{Engine, EngineOptions};
 use kvik_kernels::Isa;
+use kvik_model::ChatTemplate;
 
 use super::model_args::ModelArgs;
 
@@ -52,6 +53,11 @@ impl Loaded {
     /// The model's name for people: that of its file or folder.
     pub fn name(&self) -> String {
         self.path.file_stem().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
+    }
+
+    /// How the model wants a conversation written; a base model has none.
+    pub fn chat_template(&self) -> anyhow::Result<Option<&ChatTemplate>> {
+        self.engine.chat_template().map_err(|error| anyhow!("{error}"))
     }
 
     /// Fails with what to do if `tokens` leave no room for an answer.

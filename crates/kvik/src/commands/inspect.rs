@@ -168,7 +168,10 @@ fn write_text(out: &mut impl Write, checkpoint: &Checkpoint, tensors: bool) -> i
         (shape.feed_forward, "wide feed-forward"),
     ];
     let counted = counted.iter().filter_map(|(count, what)| count.map(|count| format!("{count} {what}")));
-    line("network", counted.collect::<Vec<_>>().join(", "))?;
+    let counted: Vec<String> = counted.collect();
+    if !counted.is_empty() {
+        line("network", counted.join(", "))?;
+    }
     if let Some(tokens) = shape.context_tokens {
         let window = shape.sliding_window.map(|window| format!(", sliding window of {window}"));
         line("context", format!("{tokens} tokens{}", window.unwrap_or_default()))?;

@@ -1,13 +1,19 @@
 //! The verbs of the command line, one file each.
 
+pub mod chat;
+pub mod generate;
 pub mod inspect;
 pub mod pull;
 pub mod score;
 pub mod tokenize;
 
+mod conversation;
 mod engine_args;
 mod input;
+mod interrupt;
 mod model_args;
+mod sampling_args;
+mod stream;
 
 /// The user pressed Ctrl-C, and what was being done has ended in good order.
 #[derive(Debug, thiserror::Error)]

@@ -24,11 +24,11 @@ pub struct Args {
     /// Report the N most likely tokens at each place, too
     #[arg(long, value_name = "N", default_value_t = 0)]
     top: usize,
-    #[command(flatten)]
-    engine: EngineArgs,
     /// One JSON object: token_ids, logprobs (natural logarithm, null for the first), perplexity, and top if asked for
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -53,7 +53,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut loaded = args.engine.load()?;
     // The text is data: special tokens that are written out in it are text like any other.
     let options = EncodeOptions { add_special: true, parse_special: false };
-    let ids = given_ids.map_or_else(|| loaded.engine.tokenizer().encode(&text, options), Ok)?;
+    let ids = match given_ids {
+        Some(ids) => ids,
+        None => loaded.engine.tokenizer()?.encode(&text, options)?,
+    };
     let (holds, trained) = (loaded.engine.context_tokens(), loaded.engine.model_config().trained_context);
     if ids.len() > holds {
         let way_out = if holds < trained { " or raise --ctx" } else { "" };
@@ -87,7 +90,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// The whole text in three numbers, and the tokens that the model expected least.
 fn summarise(out: &mut impl Write, score: &Score, loaded: &Loaded) -> io::Result<()> {
     const SHOWN: usize = 5;
-    let tokenizer = loaded.engine.tokenizer();
+    // A model without a tokenizer can be scored by ids; its tokens are then shown as such.
+    let tokenizer = loaded.engine.tokenizer().ok();
+    let shown = |id: u32| tokenizer.map_or_else(|| id.to_string(), |t| format!("{:?}", t.token_text(id)));
     let known: Vec<(usize, f32)> =
         score.logprobs.iter().enumerate().filter_map(|(i, logprob)| Some((i, (*logprob)?))).collect();
     let mean = known.iter().map(|(_, logprob)| f64::from(*logprob)).sum::<f64>() / known.len().max(1) as f64;
@@ -99,9 +104,9 @@ fn summarise(out: &mut impl Write, score: &Score, loaded: &Loaded) -> io::Result
     writeln!(out, "least expected")?;
     for (position, logprob) in rarest.into_iter().take(SHOWN) {
         let id = score.token_ids[position];
-        writeln!(out, "  {logprob:>9.3}  at {position}: {:?}", tokenizer.token_text(id))?;
+        writeln!(out, "  {logprob:>9.3}  at {position}: {}", shown(id))?;
         for (id, logprob) in &score.top[position] {
-            writeln!(out, "    {logprob:>9.3}  {:?}", tokenizer.token_text(*id))?;
+            writeln!(out, "    {logprob:>9.3}  {}", shown(*id))?;
         }
     }
     Ok(())

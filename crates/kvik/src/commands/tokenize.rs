@@ -42,7 +42,7 @@ const EXAMPLES: &str = "\
 Examples:
   kvik tokenize \"Why is the sky blue?\"
   kvik tokenize --file book.txt --ids-only > book.ids
-  kvik tokenize --decode \"504 6376 314 4461\"";
+  kvik tokenize --decode \"504 6376 314 4461 30\"";
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -21,7 +22,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use super::choice::{Listing, RemoteFile, choose};
 use super::landing::{check_space, land, write_failed};
 use super::progress::Progress;
-use super::transfer::{Transfer, TransferError, is_passing};
+use super::transfer::{ATTEMPTS, Transfer, TransferError, is_passing};
 use super::{PullError, Puller, create_parent};
 use crate::models::{HubModel, NAMED, closest, did_you_mean, is_inside};
 
@@ -158,8 +159,8 @@ impl Hub {
 
     /// GETs an answer of the API; a status other than 200 is returned as such.
     fn ask<T: DeserializeOwned>(&self, path: &str, what: &str) -> Result<Result<T, u16>, HubError> {
-        let mut pause = self.pause;
-        for attempt in 1.. {
+        let mut failures = 0;
+        loop {
             let mut request = self.agent.get(format!("{}/api/{path}", self.endpoint));
             if let Some(token) = &self.token {
                 request = request.header(AUTHORIZATION, format!("Bearer {token}"));
@@ -181,13 +182,12 @@ impl Hub {
                 Ok(response) => format!("the server answered {}", response.status().as_u16()),
                 Err(error) => error.to_string(),
             };
-            if attempt == super::transfer::ATTEMPTS {
+            failures += 1;
+            if failures == ATTEMPTS {
                 return Err(self.unreachable(what, why));
             }
-            std::thread::sleep(pause);
-            pause *= 2;
+            thread::sleep(self.pause * 2_u32.pow(failures - 1));
         }
-        unreachable!("the loop ends by returning")
     }
 
     fn listing(&self, model: &HubModel) -> Result<Listing, HubError> {
@@ -238,7 +238,7 @@ impl Hub {
     ) -> Result<(), PullError> {
         let part = part_of(folder, commit, file);
         create_parent(&part)?;
-        let url = format!("{}/{repository}/resolve/{commit}/{}", self.endpoint, file.path);
+        let url = format!("{}/{repository}/resolve/{commit}/{}", self.endpoint, percent_encoded(&file.path));
         let transfer = Transfer {
             agent: &self.agent,
             url: &url,
@@ -323,6 +323,14 @@ fn remember(folder: &Path, model: &HubModel, chosen: &str) -> Result<(), PullErr
     fs::write(&part, &text).map_err(|error| write_failed(&part, text.len() as u64, error))?;
     land(&part, &path, None)?;
     Ok(())
+}
+
+/// A path as it stands in a URL.
+fn percent_encoded(path: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte);
+    path.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 /// Where a file's bytes are gathered. The name changes with the content, so that two versions never mix.

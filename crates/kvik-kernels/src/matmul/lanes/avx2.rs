@@ -55,7 +55,12 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn add_128_times(self, low: [__m256i; 2], high: [__m256i; 2]) -> [__m256i; 2] {
         // SAFETY: `self` proves the instructions.
-        unsafe { [0, 1].map(|i| _mm256_add_epi32(low[i], _mm256_slli_epi32::<7>(high[i]))) }
+        unsafe {
+            [
+                _mm256_add_epi32(low[0], _mm256_slli_epi32::<7>(high[0])),
+                _mm256_add_epi32(low[1], _mm256_slli_epi32::<7>(high[1])),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -122,6 +127,12 @@ impl Lanes for Avx2 {
                 [dot_narrow(sums[0], low, a), dot_narrow(sums[1], high, a)]
             }
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: `self` proves the instruction, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 
     #[inline(always)]
@@ -199,39 +210,54 @@ impl Lanes for Avx2 {
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn add_where(mask: u32, value: u8, codes: __m256i) -> __m256i {
-    // Each byte gets the mask byte that holds its bit, then looks at that bit alone.
-    let byte_of_lane =
-        _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
-    let bit_of_lane = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-    let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(mask as i32), byte_of_lane);
-    let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit_of_lane), bit_of_lane);
-    _mm256_add_epi8(codes, _mm256_and_si256(set, _mm256_set1_epi8(value as i8)))
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn add_where(mask: u32, value: u8, codes: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Each byte gets the mask byte that holds its bit, then looks at that bit alone.
+        let byte_of_lane =
+            _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let bit_of_lane = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(mask as i32), byte_of_lane);
+        let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit_of_lane), bit_of_lane);
+        _mm256_add_epi8(codes, _mm256_and_si256(set, _mm256_set1_epi8(value as i8)))
+    }
 }
 
 /// `maddubs` adds two u8·i8 products into an i16, and saturates. With codes below 64 the products are at most 63·127
 /// in size, so that two such pairs still fit.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn dot_narrow(sums: __m256i, codes: [__m256i; 2], activations: [__m256i; 2]) -> __m256i {
-    let pairs = _mm256_add_epi16(
-        _mm256_maddubs_epi16(codes[0], activations[0]),
-        _mm256_maddubs_epi16(codes[1], activations[1]),
-    );
-    _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn dot_narrow(sums: __m256i, codes: [__m256i; 2], activations: [__m256i; 2]) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pairs = _mm256_add_epi16(
+            _mm256_maddubs_epi16(codes[0], activations[0]),
+            _mm256_maddubs_epi16(codes[1], activations[1]),
+        );
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
 }
 
 /// Wide codes are made signed, and their signs moved to the activations: products of at most 128·127, one pair fits.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn dot_wide(sums: __m256i, codes: [__m256i; 2], activations: [__m256i; 2]) -> __m256i {
-    let mut sums = sums;
-    for i in 0..2 {
-        let signed = _mm256_xor_si256(codes[i], _mm256_set1_epi8(-128));
-        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(activations[i], signed));
-        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn dot_wide(sums: __m256i, codes: [__m256i; 2], activations: [__m256i; 2]) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = sums;
+        for i in 0..2 {
+            let signed = _mm256_xor_si256(codes[i], _mm256_set1_epi8(-128));
+            let pairs =
+                _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(activations[i], signed));
+            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+        sums
     }
-    sums
 }

@@ -107,6 +107,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: `self` proves the instruction, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn load_codes(self, from: *const u8) -> __m512i {
         // SAFETY: `self` proves the instructions, the caller the memory.
         unsafe { _mm512_loadu_si512(from.cast()) }

@@ -60,8 +60,11 @@ pub(super) trait Lanes: Copy {
     /// `activations` are twice 4 `i8` in −127..=127, as the bytes of an `i32`. Codes are below 64 unless `wide`.
     fn dot(self, sums: Self::Ints, codes: [Self::Codes; 2], activations: [i32; 2], wide: bool) -> Self::Ints;
 
+    /// Asks for the cache line at `from`, which may lie anywhere: a hint.
+    fn prefetch(self, from: *const u8);
+
     /// # Safety
-    /// 64 bytes are readable at `from`. The other loads: 16 elements of their type.
+    /// 64 bytes are readable at `from`.
     unsafe fn load_codes(self, from: *const u8) -> Self::Codes;
     /// # Safety
     /// 64 bytes are writable at `to`.

@@ -92,6 +92,9 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, _from: *const u8) {}
+
+    #[inline(always)]
     unsafe fn load_codes(self, from: *const u8) -> Self::Codes {
         // SAFETY: the caller's promise.
         unsafe { from.cast::<[u8; 64]>().read() }
