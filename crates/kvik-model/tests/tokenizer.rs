@@ -142,6 +142,27 @@ fn unknown_kinds_are_refused_by_name() {
     assert!(refusal("model", "rwkv").starts_with("the model's tokenizer is of the kind \"rwkv\""));
 }
 
+#[test]
+fn a_tokenizer_json_that_contradicts_itself_is_refused() {
+    let refusal =
+        |json: &str| Tokenizer::from_tokenizer_json(json.as_bytes(), &[]).err().unwrap().to_string();
+    let file = |decoder: &str, processor: &str, id: u32| {
+        format!(
+            r#"{{"version":"1.0","decoder":{decoder},"post_processor":{processor},
+                "model":{{"type":"BPE","vocab":{{"a":{id}}},"merges":[]}}}}"#
+        )
+    };
+    assert!(Tokenizer::from_tokenizer_json(file("null", "null", 0).as_bytes(), &[]).is_ok());
+    assert!(refusal("{").starts_with("tokenizer.json is not valid: EOF while parsing"));
+    // The library panics at the next two, which a fuzzer found.
+    assert!(refusal(&file("{\"type\":\"\n\"}", "null", 0)).contains("control character"));
+    let template = r#"{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}}],
+                       "pair":[],"special_tokens":{}}"#;
+    assert!(refusal(&file("null", template, 0)).contains("names the special token \"<s>\""));
+    // A number that would ask for gigabytes.
+    assert!(refusal(&file("null", "null", 4_000_000_000)).contains("4000000000"));
+}
+
 proptest! {
     #[test]
     fn byte_level_decoding_undoes_encoding(text: String, family in 0usize..24) {

@@ -18,6 +18,9 @@ const ITEM_ROWS: usize = 64;
 /// Query rows of an item up to which it may be cut along the cache.
 const CUT_ROWS: usize = 16;
 
+/// Tiles times query rows up to which a parallel region costs more than it gains: about a microsecond of work.
+const ALONE_TILE_ROWS: usize = 24;
+
 /// What does not change from call to call within a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
@@ -225,7 +228,8 @@ pub fn attend(
 
     if !cut {
         let threads = &scratch.threads;
-        pool.for_each_piece_on_thread(items, 1, |thread, piece| {
+        let grain = if items * item_rows * longest <= ALONE_TILE_ROWS { items } else { 1 };
+        pool.for_each_piece_on_thread(items, grain, |thread, piece| {
             let mut scratch = threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             for index in piece {
                 call.whole_item(&item(index), &mut scratch);

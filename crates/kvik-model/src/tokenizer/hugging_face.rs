@@ -1,8 +1,14 @@
 //! Tokenizers from the files of a Hugging Face model: `tokenizer.json`, which the `tokenizers` library runs, and the
 //! configuration files around it, which name the special tokens.
 
-use std::{fs, io, path::Path, sync::OnceLock};
+use std::{
+    fs, io,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    sync::OnceLock,
+};
 
+use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, Tokenizer as Library, pre_tokenizers::metaspace::PrependScheme};
 
@@ -31,8 +37,8 @@ impl HuggingFace {
                 literal
             })
         };
-        let encoding = library.encode_fast(text, options.add_special);
-        Ok(encoding.map_err(|error| TokenizerError::Encode(error.to_string()))?.get_ids().to_vec())
+        let encoding = contained(|| library.encode_fast(text, options.add_special));
+        Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
     }
 }
 
@@ -60,7 +66,9 @@ impl Tokenizer {
     /// `json` is no `tokenizer.json` that the `tokenizers` library understands.
     pub fn from_tokenizer_json(json: &[u8], configs: &[Value]) -> Result<Self, TokenizerError> {
         let invalid = |reason: String| TokenizerError::Invalid { file: "tokenizer.json", reason };
-        let mut library = Library::from_bytes(json).map_err(|error| invalid(error.to_string()))?;
+        let frame: Frame = serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
+        check_template(&frame.post_processor).map_err(invalid)?;
+        let mut library = contained(|| Library::from_bytes(json)).map_err(invalid)?;
         // Cutting texts to a length or filling them up is for training batches.
         library.with_padding(None);
         library.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
@@ -80,12 +88,12 @@ impl Tokenizer {
         roles.end_of_generation.dedup();
 
         // What the file puts around a text shows in the tokens of an empty one.
-        let around =
-            library.encode_fast("", true).map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default();
+        let around = contained(|| library.encode_fast("", true)).map_err(invalid)?;
+        let around = around.get_ids();
         let decoders = library.get_decoder().map(flatten).unwrap_or_default();
         Ok(Self {
-            adds_bos: roles.bos.is_some() && around.first().copied() == roles.bos,
-            adds_eos: roles.eos.is_some() && around.len() > 1 && around.last().copied() == roles.eos,
+            adds_bos: roles.bos.is_some() && around.first() == roles.bos.as_ref(),
+            adds_eos: roles.eos.is_some() && around.len() > 1 && around.last() == roles.eos.as_ref(),
             adds_space: decoders.iter().any(|decoder| match decoder {
                 DecoderWrapper::Strip(strip) => strip.content == ' ' && strip.start > 0,
                 DecoderWrapper::Metaspace(space) => space.prepend_scheme != PrependScheme::Never,
@@ -99,6 +107,41 @@ impl Tokenizer {
             vocabulary,
             roles,
         })
+    }
+}
+
+/// What the library takes for granted, and panics without: that the decoder is JSON, and what
+/// [`check_template`] checks.
+#[derive(Deserialize)]
+struct Frame {
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default, rename = "decoder")]
+    _decoder: Value,
+}
+
+/// Checks that the templates of what is put around a text have the special tokens that they name.
+fn check_template(processor: &Value) -> Result<(), String> {
+    for inner in processor["processors"].as_array().into_iter().flatten() {
+        check_template(inner)?;
+    }
+    let pieces =
+        ["single", "pair"].into_iter().filter_map(|template| processor[template].as_array()).flatten();
+    for name in pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str()) {
+        if processor["special_tokens"].get(name).is_none() {
+            return Err(format!(
+                "its post-processor names the special token {name:?}, which it does not define"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the library, and makes an error of what panics it may still have.
+fn contained<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("it contradicts itself".to_owned()),
     }
 }
 
