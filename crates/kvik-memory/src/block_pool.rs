@@ -130,9 +130,9 @@ impl BlockWriter<'_> {
         assert!(!held.swap(true, Acquire), "two threads write to one block");
         let _hold = Hold(held);
         let (start, len) = (block.0 as usize * self.pool.block_bytes, self.pool.block_bytes);
-        assert!(start + len <= self.pool.memory.len());
-        // SAFETY: the range is in bounds, the writer borrows the pool exclusively, and `held` keeps every other
-        // call off this block until the reference is gone.
+        // SAFETY: the range is in bounds, for `held` has one entry for each block of the reservation. The writer
+        // borrows the pool exclusively, `held` keeps every other call off this block until the reference is gone, and
+        // nobody makes a reference to the whole reservation meanwhile.
         write(unsafe { std::slice::from_raw_parts_mut(self.pool.memory.as_ptr().add(start), len) })
     }
 }

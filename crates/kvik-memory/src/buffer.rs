@@ -99,20 +99,20 @@ mod tests {
 
     #[test]
     fn is_zeroed_aligned_and_counted_until_dropped() {
-        let before = counters::reserved_bytes(Owner::Scratch);
-        let mut buffer = Buffer::zeroed(3 << 20, Owner::Scratch).unwrap();
+        let before = counters::reserved_bytes(Owner::Weights);
+        let mut buffer = Buffer::zeroed(3 << 20, Owner::Weights).unwrap();
         assert_eq!(buffer.as_ptr() as usize % 64, 0);
         assert!(buffer.iter().all(|&byte| byte == 0));
         buffer[12345] = 7;
         assert_eq!(buffer[12345], 7);
-        assert_eq!(counters::reserved_bytes(Owner::Scratch) - before, 3 << 20);
+        assert_eq!(counters::reserved_bytes(Owner::Weights) - before, 3 << 20);
         drop(buffer);
-        assert_eq!(counters::reserved_bytes(Owner::Scratch), before);
+        assert_eq!(counters::reserved_bytes(Owner::Weights), before);
     }
 
     #[test]
     fn an_impossible_size_is_an_error_not_an_abort() {
-        assert!(Buffer::zeroed(usize::MAX / 2, Owner::Scratch).is_err());
-        assert!(Buffer::zeroed(0, Owner::Scratch).unwrap().is_empty());
+        assert!(Buffer::zeroed(usize::MAX / 2, Owner::Weights).is_err());
+        assert!(Buffer::zeroed(0, Owner::Weights).unwrap().is_empty());
     }
 }

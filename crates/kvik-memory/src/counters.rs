@@ -12,11 +12,9 @@ pub enum Owner {
     Weights,
     /// Cached keys and values.
     KvCache,
-    /// Activations and other space reused from step to step.
-    Scratch,
 }
 
-const OWNERS: usize = 3;
+const OWNERS: usize = 2;
 static BYTES: [AtomicUsize; OWNERS] = [const { AtomicUsize::new(0) }; OWNERS];
 
 pub(crate) fn charge(owner: Owner, bytes: usize) {

@@ -7,7 +7,7 @@
 use std::{ops::Range, sync::Mutex};
 
 use super::{Partials, Queries, Reach, Tile, TileShape, fold, pack_query};
-use crate::{Isa, ThreadPool};
+use crate::{Isa, ThreadPool, disjoint::Disjoint};
 
 /// Tiles that are folded into one partial before it is merged: 512 tokens, a piece that stays in the L2 cache.
 const SPAN_TILES: usize = 8;
@@ -65,6 +65,8 @@ pub trait CachedTiles: Sync {
 /// Space that [`attend`] reuses from call to call.
 pub struct AttentionScratch {
     threads: Vec<Mutex<ThreadScratch>>,
+    /// Query rows of each sequence of the batch.
+    sequences: Vec<Range<usize>>,
     /// Partials of items that were cut along the cache.
     spans: PartialRows,
 }
@@ -86,6 +88,13 @@ struct PartialRows {
 }
 
 impl PartialRows {
+    /// Sets memory aside, without touching it.
+    fn reserve(&mut self, rows: usize, stride: usize) {
+        for (column, len) in [(&mut self.max, rows), (&mut self.sum, rows), (&mut self.acc, rows * stride)] {
+            column.reserve_exact(len);
+        }
+    }
+
     fn resize(&mut self, rows: usize, stride: usize) {
         for (column, len) in [(&mut self.max, rows), (&mut self.sum, rows), (&mut self.acc, rows * stride)] {
             if column.len() < len {
@@ -106,15 +115,21 @@ impl PartialRows {
 impl AttentionScratch {
     /// Scratch for `threads` threads, heads of `shape` and caches of up to `tokens` tokens.
     pub fn new(threads: usize, shape: &AttentionShape, tokens: usize) -> Self {
-        let mut scratch =
-            Self { threads: (0..threads).map(|_| Mutex::default()).collect(), spans: PartialRows::default() };
+        let mut scratch = Self {
+            threads: (0..threads).map(|_| Mutex::default()).collect(),
+            sequences: Vec::new(),
+            spans: PartialRows::default(),
+        };
+        scratch.fit(shape);
+        // The system gives memory as it is touched: a long context costs nothing until its cache is long.
         let spans = tokens.div_ceil(super::TILE_TOKENS * SPAN_TILES);
-        scratch.reserve(shape, spans * CUT_ROWS.max(shape.group()) * least_items(threads));
+        let rows = spans * CUT_ROWS.max(shape.group()) * least_items(threads);
+        scratch.spans.reserve(rows, shape.tile.value_stride());
         scratch
     }
 
-    /// Makes room for another layer's shape and for `span_rows` rows of partials of cut items.
-    fn reserve(&mut self, shape: &AttentionShape, span_rows: usize) {
+    /// Makes room for items of another layer's shape.
+    fn fit(&mut self, shape: &AttentionShape) {
         let (rows, stride) = (shape.item_tokens() * shape.group(), shape.tile.value_stride());
         for thread in &mut self.threads {
             let thread = thread.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -123,7 +138,6 @@ impl AttentionScratch {
             thread.piece.resize(rows, stride);
             thread.total.resize(rows, stride);
         }
-        self.spans.resize(span_rows, stride);
     }
 }
 
@@ -140,22 +154,13 @@ struct Item {
     rows: Range<usize>,
 }
 
-/// A result matrix that items write disjoint parts of.
-struct Output {
-    start: *mut f32,
-    len: usize,
-}
-
-// SAFETY: every item writes its own rows and heads only, see `Call::write`.
-unsafe impl Sync for Output {}
-
 struct Call<'a> {
     isa: Isa,
     shape: &'a AttentionShape,
     queries: &'a [f32],
     positions: &'a [u32],
     cache: &'a dyn CachedTiles,
-    out: Output,
+    out: Disjoint<'a, f32>,
 }
 
 /// The query rows of a batch and where their results go.
@@ -184,22 +189,25 @@ pub fn attend(
     assert!(shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads));
     assert_eq!(queries.len(), positions.len() * shape.heads * shape.tile.key_dim);
     assert_eq!(out.len(), positions.len() * shape.heads * shape.tile.value_dim);
+    scratch.fit(shape);
+    let AttentionScratch { threads, sequences, spans: span_rows } = scratch;
+    // That items write disjoint rows must not hang on `cache` giving the same answer twice: the ranges are copied.
+    sequences.clear();
+    sequences.extend((0..cache.sequences()).map(|sequence| cache.rows(sequence)));
     let mut covered = 0;
-    for sequence in 0..cache.sequences() {
-        let rows = cache.rows(sequence);
+    for rows in sequences.iter() {
         assert!(rows.start == covered && rows.end >= covered, "sequences follow each other without gaps");
         covered = rows.end;
     }
     assert!(covered <= positions.len());
 
-    let blocks = |sequence: usize| cache.rows(sequence).len().div_ceil(shape.item_tokens());
-    let items: usize = (0..cache.sequences()).map(|sequence| blocks(sequence) * shape.kv_heads).sum();
+    let blocks = |rows: &Range<usize>| rows.len().div_ceil(shape.item_tokens());
+    let items: usize = sequences.iter().map(|rows| blocks(rows) * shape.kv_heads).sum();
     // Later blocks see more tokens: they come first, so that the last pieces to be handed out are the short ones.
     let item = |mut index: usize| {
-        for sequence in 0..cache.sequences() {
-            let blocks = blocks(sequence);
+        for (sequence, rows) in sequences.iter().enumerate() {
+            let blocks = blocks(rows);
             if index < blocks * shape.kv_heads {
-                let rows = cache.rows(sequence);
                 let start = rows.start + (blocks - 1 - index / shape.kv_heads) * shape.item_tokens();
                 let rows = start..rows.end.min(start + shape.item_tokens());
                 return Item { sequence, kv_head: index % shape.kv_heads, rows };
@@ -208,26 +216,18 @@ pub fn attend(
         }
         unreachable!("items are counted by the same rule")
     };
-    let longest = (0..cache.sequences())
+    let longest = (0..sequences.len())
         .flat_map(|sequence| (0..shape.kv_heads).map(move |kv_head| cache.tiles(sequence, kv_head)))
         .max()
         .unwrap_or(0);
     let spans = longest.div_ceil(SPAN_TILES);
 
-    let call = Call {
-        isa,
-        shape,
-        queries,
-        positions,
-        cache,
-        out: Output { start: out.as_mut_ptr(), len: out.len() },
-    };
+    let call = Call { isa, shape, queries, positions, cache, out: Disjoint::new(out) };
     let item_rows = (0..items).map(|index| item(index).rows.len() * shape.group()).max().unwrap_or(0);
     let cut = items < least_items(pool.threads()) && spans > 1 && item_rows <= CUT_ROWS.max(shape.group());
-    scratch.reserve(shape, if cut { items * spans * item_rows } else { 0 });
+    let threads = &threads[..];
 
     if !cut {
-        let threads = &scratch.threads;
         let grain = if items * item_rows * longest <= ALONE_TILE_ROWS { items } else { 1 };
         pool.for_each_piece_on_thread(items, grain, |thread, piece| {
             let mut scratch = threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -239,8 +239,8 @@ pub fn attend(
     }
 
     let stride = shape.tile.value_stride();
-    let threads = &scratch.threads;
-    let store = SpanStore::new(&mut scratch.spans, stride);
+    span_rows.resize(items * spans * item_rows, stride);
+    let partials = DisjointRows::new(span_rows, stride);
     pool.for_each_piece_on_thread(items * spans, 1, |thread, piece| {
         let mut scratch = threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         for index in piece {
@@ -248,12 +248,12 @@ pub fn attend(
             let rows = item.rows.len() * shape.group();
             let start = index * item_rows;
             // SAFETY: each index is handed out once, and its rows overlap no other index's.
-            let mut partial = unsafe { store.rows(start..start + rows) };
+            let mut partial = unsafe { partials.rows(start..start + rows) };
             call.pack(&item, &mut scratch);
             call.fold_span(&item, index % spans, &scratch.packed, &scratch.positions, &mut partial);
         }
     });
-    let total = &mut scratch.threads[0].get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).total;
+    let total = &mut threads[0].lock().unwrap_or_else(|poisoned| poisoned.into_inner()).total;
     for index in 0..items {
         let item = item(index);
         let rows = item.rows.len() * shape.group();
@@ -261,7 +261,7 @@ pub fn attend(
         total.reset();
         for span in 0..spans {
             let start = (index * spans + span) * item_rows;
-            total.merge(&scratch.spans.rows(start..start + rows, stride));
+            total.merge(&span_rows.rows(start..start + rows, stride));
         }
         call.write(&item, &total);
     }
@@ -332,10 +332,9 @@ impl Call<'_> {
         for (token, row) in item.rows.clone().enumerate() {
             for member in 0..group {
                 let start = (row * self.shape.heads + item.kv_head * group + member) * dim;
-                assert!(start + dim <= self.out.len);
-                // SAFETY: the range was checked; it belongs to this row and head, which no other item has, because
-                // sequences do not overlap and items cut them into disjoint rows and heads.
-                let out = unsafe { std::slice::from_raw_parts_mut(self.out.start.add(start), dim) };
+                // SAFETY: the part belongs to this row and head, which no other item has, because sequences do not
+                // overlap and items cut them into disjoint rows and heads.
+                let out = unsafe { self.out.slice(start..start + dim) };
                 total.finish(token * group + member, out);
             }
         }
@@ -343,42 +342,29 @@ impl Call<'_> {
 }
 
 /// Partials that several threads fill, each its own rows.
-struct SpanStore {
-    max: *mut f32,
-    sum: *mut f32,
-    acc: *mut f32,
-    rows: usize,
+struct DisjointRows<'a> {
+    max: Disjoint<'a, f32>,
+    sum: Disjoint<'a, f32>,
+    acc: Disjoint<'a, f32>,
     stride: usize,
 }
 
-// SAFETY: rows are reached through the unsafe `rows` only, whose callers keep them apart.
-unsafe impl Sync for SpanStore {}
-
-impl SpanStore {
-    fn new(partials: &mut PartialRows, stride: usize) -> Self {
-        Self {
-            rows: partials.max.len().min(partials.acc.len() / stride),
-            max: partials.max.as_mut_ptr(),
-            sum: partials.sum.as_mut_ptr(),
-            acc: partials.acc.as_mut_ptr(),
-            stride,
-        }
+impl<'a> DisjointRows<'a> {
+    fn new(partials: &'a mut PartialRows, stride: usize) -> Self {
+        let PartialRows { max, sum, acc } = partials;
+        Self { max: Disjoint::new(max), sum: Disjoint::new(sum), acc: Disjoint::new(acc), stride }
     }
 
     /// # Safety
-    /// No two live results may share a row, and the storage must outlive them.
-    unsafe fn rows<'a>(&self, rows: Range<usize>) -> Partials<'a> {
-        assert!(rows.start <= rows.end && rows.end <= self.rows);
-        let len = rows.len();
-        // SAFETY: in bounds by the assertion; disjoint and alive by the caller's promise.
+    /// No two results that live at the same time share a row.
+    unsafe fn rows(&self, rows: Range<usize>) -> Partials<'_> {
+        let elements = rows.start * self.stride..rows.end * self.stride;
+        // SAFETY: disjoint rows are disjoint parts of each column.
         unsafe {
             Partials {
-                max: std::slice::from_raw_parts_mut(self.max.add(rows.start), len),
-                sum: std::slice::from_raw_parts_mut(self.sum.add(rows.start), len),
-                acc: std::slice::from_raw_parts_mut(
-                    self.acc.add(rows.start * self.stride),
-                    len * self.stride,
-                ),
+                max: self.max.slice(rows.clone()),
+                sum: self.sum.slice(rows),
+                acc: self.acc.slice(elements),
             }
         }
     }

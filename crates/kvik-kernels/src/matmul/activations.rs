@@ -45,7 +45,7 @@ pub struct Activations {
     cols: usize,
     blocks: Vec<QuantizedBlock>,
     floats: Vec<f32>,
-    /// Which of the two the last `set` filled.
+    /// Which of the two are filled.
     has_blocks: bool,
     has_floats: bool,
 }
@@ -54,14 +54,6 @@ impl Activations {
     /// An empty workspace.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Prepares `x`, `[rows, cols]`, for weights of any format.
-    ///
-    /// # Panics
-    /// If `x` has another length.
-    pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize) {
-        self.fill(pool, x, rows, cols, true, true);
     }
 
     /// Prepares `x`, `[rows, cols]`, for products with these `weights` only: no copy that they do not need.
@@ -81,20 +73,6 @@ impl Activations {
             floats |= is_float(weight.ty());
             blocks |= !is_float(weight.ty());
         }
-        self.fill(pool, x, rows, cols, floats, blocks);
-    }
-
-    /// Rows of the last `set`.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Elements of a row of the last `set`.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    fn fill(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize, floats: bool, blocks: bool) {
         assert_eq!(rows.checked_mul(cols), Some(x.len()), "activations are [rows, cols]");
         (self.rows, self.cols) = (rows, cols);
         self.has_floats = floats;
@@ -111,6 +89,16 @@ impl Activations {
             }
             dispatch(Isa::active(), Quantize { pool, x, blocks: Disjoint::new(&mut self.blocks[..count]) });
         }
+    }
+
+    /// Rows of the last [`Self::set_for`].
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row of the last [`Self::set_for`].
+    pub fn cols(&self) -> usize {
+        self.cols
     }
 
     /// The quantised rows, `[rows, cols / 32]`.

@@ -6,7 +6,7 @@
 //! let weight = builder.finish()?;
 //!
 //! let mut acts = Activations::new();                                        // once for each model
-//! acts.set(&pool, &x, rows, in_features);                                   // once for each set of matrices
+//! acts.set_for(&pool, &x, rows, in_features, [&wq, …]);                     // once for each set of matrices
 //! matmul(&pool, &acts, &mut [Product { weight: &wq, bias: None, out: &mut q, accumulate: false }, …]);
 //! ```
 //!
@@ -33,7 +33,7 @@ pub use activations::Activations;
 pub use packed_matrix::{Builder, PackError, PackedMatrix};
 
 use self::{
-    lanes::{LANES, Lanes, Program, dispatch},
+    lanes::{Lanes, Program, dispatch},
     piece::{Output, PIECE_PANELS, Piece, ROW_BLOCK},
 };
 use crate::{Isa, ThreadPool, disjoint::Disjoint};
@@ -77,45 +77,6 @@ pub fn matmul_with(isa: Isa, pool: &ThreadPool, acts: &Activations, products: &m
     dispatch(isa, Matmul { pool, acts, products });
 }
 
-/// Multiplies the activations with panels `panels` of `weight` (16 output features each) on the calling thread, so that
-/// a caller can go on with the result while it is in the cache. `out` is `[rows, 16 · panels.len()]`; features past
-/// `out_features` are zero.
-///
-/// The same bits as [`matmul`] without bias.
-///
-/// # Panics
-/// If shapes do not match or `acts` was prepared for other formats.
-pub fn multiply_panels(acts: &Activations, weight: &PackedMatrix, panels: Range<usize>, out: &mut [f32]) {
-    assert!(panels.start <= panels.end && panels.end <= weight.panels(), "no panels {panels:?}");
-    let width = LANES * panels.len();
-    assert_eq!(out.len(), acts.rows() * width, "the result is [rows, 16 * panels]");
-    check_columns(acts, weight);
-    let features = LANES * panels.start..LANES * panels.end;
-    let out = Output { values: Disjoint::new(out), features, bias: None, accumulate: false };
-    dispatch(Isa::active(), MultiplyPanels { acts, weight, panels, out });
-}
-
-struct MultiplyPanels<'a> {
-    acts: &'a Activations,
-    weight: &'a PackedMatrix,
-    panels: Range<usize>,
-    out: Output<'a>,
-}
-
-impl Program for MultiplyPanels<'_> {
-    fn run<L: Lanes + Sync>(self, lanes: L) {
-        let Self { acts, weight, panels, out } = self;
-        for rows in row_blocks(acts.rows()) {
-            for first in panels.clone().step_by(PIECE_PANELS) {
-                let panels = first..panels.end.min(first + PIECE_PANELS);
-                // SAFETY: nothing else writes to `out`.
-                let piece = unsafe { Piece::new(acts, weight, panels, rows.clone(), &out) };
-                piece.multiply(lanes);
-            }
-        }
-    }
-}
-
 struct Matmul<'a, 'b> {
     pool: &'a ThreadPool,
     acts: &'a Activations,
@@ -135,7 +96,7 @@ impl Program for Matmul<'_, '_> {
             assert!(product.bias.is_none_or(|bias| bias.len() == width), "a bias is [out_features]");
             let out = Output {
                 values: Disjoint::new(product.out),
-                features: 0..width,
+                features: width,
                 bias: product.bias,
                 accumulate: product.accumulate,
             };

@@ -123,7 +123,7 @@ impl PackedMatrix {
     }
 
     /// Panels of 16 output features, the last one padded.
-    pub fn panels(&self) -> usize {
+    pub(super) fn panels(&self) -> usize {
         self.out_features.div_ceil(LANES)
     }
 

@@ -37,11 +37,11 @@ const CHUNK_INPUTS: usize = 256;
 
 /// Where results go.
 pub(super) struct Output<'a> {
-    /// `[rows, features.len()]`.
+    /// `[rows, features]`.
     pub(super) values: Disjoint<'a, f32>,
-    /// The matrix's output features that are wanted.
-    pub(super) features: Range<usize>,
-    /// Of the features from 0 on.
+    /// The matrix's output features.
+    pub(super) features: usize,
+    /// `[features]`.
     pub(super) bias: Option<&'a [f32]>,
     pub(super) accumulate: bool,
 }
@@ -188,12 +188,11 @@ impl<'a> Piece<'a> {
         rows: Range<usize>,
         sums: &[[[f32; LANES]; P]],
     ) {
-        let Output { values, features, bias, accumulate } = self.out;
-        let (first, end) = (panels.start * LANES, features.end.min(panels.end * LANES));
+        let &Output { ref values, features: stride, bias, accumulate } = self.out;
+        let (first, end) = (panels.start * LANES, stride.min(panels.end * LANES));
         let bias = bias.map(|bias| &bias[first..end]);
-        let start = rows.start * features.len() + first - features.start;
-        let (stride, width) = (features.len(), end - first);
-        lanes.enter(Finish { sums, values, start, stride, width, bias, accumulate: *accumulate });
+        let (start, width) = (rows.start * stride + first, end - first);
+        lanes.enter(Finish { sums, values, start, stride, width, bias, accumulate });
     }
 }
 
@@ -231,7 +230,7 @@ const UNPACK_BYTES: usize = PIECE_PANELS * CHUNK_BLOCKS * unpacked_block_bytes::
 struct Finish<'a, const P: usize> {
     sums: &'a [[[f32; LANES]; P]],
     values: &'a Disjoint<'a, f32>,
-    /// Where the tile's first row starts, how far it is to the next, and how many features are wanted.
+    /// Where the tile's first row starts, how far it is to the next, and how many features it has.
     start: usize,
     stride: usize,
     width: usize,
