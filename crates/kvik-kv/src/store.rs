@@ -14,7 +14,7 @@ use kvik_memory::{BlockId, BlockPool, Owner, PoolExhausted};
 
 use crate::{KvShape, LayerShape, SequenceCache};
 
-/// Why a store cannot serve.
+/// Why a store cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum KvStoreError {
     /// The system refused the address space.
@@ -27,9 +27,6 @@ pub enum KvStoreError {
         /// What the system said.
         source: io::Error,
     },
-    /// All blocks are in use.
-    #[error("the KV cache is full: {0}; use a larger context or fewer sequences")]
-    Full(#[from] PoolExhausted),
 }
 
 /// A block and the pool that it belongs to.
@@ -79,12 +76,12 @@ impl KvStore {
                 // A window and a step may each start and end inside a tile.
                 capacity_tokens.min(window.saturating_add(step_tokens).saturating_add(TILE_TOKENS))
             });
-            let blocks = sequences * layer.kv_heads * kept.div_ceil(TILE_TOKENS);
+            let blocks = sequences.saturating_mul(layer.kv_heads).saturating_mul(kept.div_ceil(TILE_TOKENS));
             let pool = tiles.iter().position(|(tile, _)| *tile == layer.tile()).unwrap_or_else(|| {
                 tiles.push((layer.tile(), 0));
                 tiles.len() - 1
             });
-            tiles[pool].1 += blocks;
+            tiles[pool].1 = tiles[pool].1.saturating_add(blocks);
             layer_pools.push(pool);
         }
         let pools = tiles.into_iter().map(|(tile, blocks)| {

@@ -107,6 +107,29 @@ impl<'a> Settings<'a> {
         Err(self.out_of_range(gguf, hf, count, format!("must be from 1 to {LARGEST_COUNT}")))
     }
 
+    /// A positive number.
+    ///
+    /// # Errors
+    /// If it is missing, not positive or not finite.
+    pub fn positive(&self, gguf: &str, hf: &str) -> Result<f32, SettingsError> {
+        self.checked_positive(self.require(gguf, hf)?, gguf, hf)
+    }
+
+    /// A positive number that may be missing.
+    ///
+    /// # Errors
+    /// If it is not positive or not finite.
+    pub fn find_positive(&self, gguf: &str, hf: &str) -> Result<Option<f32>, SettingsError> {
+        self.find(gguf, hf)?.map(|number| self.checked_positive(number, gguf, hf)).transpose()
+    }
+
+    fn checked_positive(&self, number: f32, gguf: &str, hf: &str) -> Result<f32, SettingsError> {
+        if number > 0.0 && number.is_finite() {
+            return Ok(number);
+        }
+        Err(self.out_of_range(gguf, hf, number, "must be a positive number".into()))
+    }
+
     /// The sliding window, if there is one; some files say 0 for none.
     ///
     /// # Errors
@@ -146,10 +169,11 @@ impl<'a> Settings<'a> {
     }
 
     /// The rotary embedding, for heads of `head_dim`. In a `config.json` it is described by `rope_parameters`, or in
-    /// older files by `rope_scaling` and `rope_theta`; `scope` names the description of one kind of layers inside them.
+    /// older files by `rope_scaling` and `rope_theta` (`rotary_pct` and `rotary_emb_base` in GPT-NeoX); `scope` names the
+    /// description of one kind of layers inside them.
     ///
     /// # Errors
-    /// If the scaling is unknown or incomplete.
+    /// If the scaling is unknown or incomplete, or a number makes no rotation.
     pub fn rope(
         &self,
         head_dim: usize,
@@ -163,17 +187,14 @@ impl<'a> Settings<'a> {
             _ if self.metadata.contains("rope_parameters.rope_theta") => "rope_parameters".to_owned(),
             _ => "rope_scaling".to_owned(),
         };
-        let base = match self.find::<f32>("rope.freq_base", &format!("{scope}.rope_theta"))? {
-            Some(base) => base,
-            None => self.find("", "rope_theta")?.unwrap_or(10_000.0),
-        };
+        let theta = format!("{scope}.rope_theta");
+        let base = self.first_positive("rope.freq_base", &[&theta, "rope_theta", "rotary_emb_base"])?;
+        let base = base.unwrap_or(10_000.0);
         let rotary_dims = match self.find_count("rope.dimension_count", "")? {
             Some(dims) => dims,
             None => {
-                let share = match self.find::<f32>("", &format!("{scope}.partial_rotary_factor"))? {
-                    Some(share) => Some(share),
-                    None => self.find("", "partial_rotary_factor")?,
-                };
+                let factor = format!("{scope}.partial_rotary_factor");
+                let share = self.first_positive("", &[&factor, "partial_rotary_factor", "rotary_pct"])?;
                 (share.unwrap_or(1.0) * head_dim as f32) as usize
             }
         };
@@ -186,17 +207,27 @@ impl<'a> Settings<'a> {
                 rule,
             ));
         }
-        let scaling = self.rope_scaling(&scope)?;
+        let scaling = self.rope_scaling(&scope, rotary_dims)?;
         Ok(RopeSettings { rotary_dims, base, scaling, layout })
     }
 
-    fn rope_scaling(&self, scope: &str) -> Result<Option<RopeScaling>, SettingsError> {
+    /// The first of some names for one positive number that the file has.
+    fn first_positive(&self, gguf: &str, hf: &[&str]) -> Result<Option<f32>, SettingsError> {
+        for hf in hf {
+            if let Some(number) = self.find_positive(gguf, hf)? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    fn rope_scaling(&self, scope: &str, rotary_dims: usize) -> Result<Option<RopeScaling>, SettingsError> {
         let hf = |key: &str| format!("{scope}.{key}");
         let kind = match self.find::<&str>("rope.scaling.type", &hf("rope_type"))? {
             Some(kind) => kind,
             None => self.find("", &hf("type"))?.unwrap_or("default"),
         };
-        let factor = || -> Result<f32, SettingsError> { self.require("rope.scaling.factor", &hf("factor")) };
+        let factor = || self.positive("rope.scaling.factor", &hf("factor"));
         let original_context = || -> Result<usize, SettingsError> {
             match self
                 .find_count("rope.scaling.original_context_length", &hf("original_max_position_embeddings"))?
@@ -214,32 +245,40 @@ impl<'a> Settings<'a> {
             "yarn" => Some(RopeScaling::Yarn {
                 factor: factor()?,
                 original_context: original_context()?,
-                beta_fast: self.find("rope.scaling.yarn_beta_fast", &hf("beta_fast"))?.unwrap_or(32.0),
-                beta_slow: self.find("rope.scaling.yarn_beta_slow", &hf("beta_slow"))?.unwrap_or(1.0),
-                attention_factor: self.find("rope.scaling.attn_factor", &hf("attention_factor"))?,
+                beta_fast: self
+                    .find_positive("rope.scaling.yarn_beta_fast", &hf("beta_fast"))?
+                    .unwrap_or(32.0),
+                beta_slow: self
+                    .find_positive("rope.scaling.yarn_beta_slow", &hf("beta_slow"))?
+                    .unwrap_or(1.0),
+                attention_factor: self.find_positive("rope.scaling.attn_factor", &hf("attention_factor"))?,
             }),
             "llama3" => Some(RopeScaling::Llama3 {
                 factor: factor()?,
-                low_frequency_factor: self.require("", &hf("low_freq_factor"))?,
-                high_frequency_factor: self.require("", &hf("high_freq_factor"))?,
+                low_frequency_factor: self.positive("", &hf("low_freq_factor"))?,
+                high_frequency_factor: self.positive("", &hf("high_freq_factor"))?,
                 original_context: original_context()?,
             }),
             // "su" is what the first models with it called it.
-            "longrope" | "su" => self.long_rope(scope)?,
+            "longrope" | "su" => self.long_rope(scope, rotary_dims)?,
             other => return Err(SettingsError::Unknown { name: "RoPE scaling".into(), value: other.into() }),
         })
     }
 
     /// LongRoPE's factors (Ding et al. 2024), the set that the opened context asks for. In a GGUF file they are tensors,
     /// which the architecture reads.
-    fn long_rope(&self, scope: &str) -> Result<Option<RopeScaling>, SettingsError> {
+    fn long_rope(&self, scope: &str, rotary_dims: usize) -> Result<Option<RopeScaling>, SettingsError> {
         if self.gguf() {
             return Ok(None);
         }
         let long = self.beyond_original_context()?;
         let key = format!("{scope}.{}", if long { "long_factor" } else { "short_factor" });
         let divisors: Vec<f32> = self.require("", &key)?;
-        let attention_factor = match self.find("", &format!("{scope}.attention_factor"))? {
+        if divisors.len() != rotary_dims / 2 {
+            let rule = format!("must have one for each of the {} pairs of rotary dims", rotary_dims / 2);
+            return Err(self.out_of_range("", &key, format!("a list of {}", divisors.len()), rule));
+        }
+        let attention_factor = match self.find_positive("", &format!("{scope}.attention_factor"))? {
             Some(factor) => factor,
             None => self.long_rope_attention_factor()?,
         };
@@ -298,7 +337,7 @@ impl LayerWindows {
     /// (`sliding_window_pattern`), or from a layer on (`max_window_layers`, if `use_sliding_window`).
     ///
     /// # Errors
-    /// If a setting is no list or number.
+    /// If a setting is no list or number, or a list does not reach the last layer.
     pub fn from_settings(settings: &Settings<'_>) -> Result<Self, SettingsError> {
         let layers = settings.count("block_count", "num_hidden_layers")?;
         let window = match settings.find::<bool>("", "use_sliding_window")? {
@@ -307,7 +346,7 @@ impl LayerWindows {
         };
         // GGUF files give the pattern as a period or as a list with an entry per layer.
         let listed = settings.find::<Vec<bool>>("attention.sliding_window_pattern", "").ok().flatten();
-        let windowed = if let Some(windowed) = listed {
+        let windowed: Vec<bool> = if let Some(windowed) = listed {
             windowed
         } else if let Some(types) = settings.find::<Vec<&str>>("", "layer_types")? {
             types.into_iter().map(|kind| kind == "sliding_attention").collect()
@@ -319,11 +358,24 @@ impl LayerWindows {
             let period = period.unwrap_or(6);
             (0..layers).map(|layer| (layer + 1) % period != 0).collect()
         };
+        if windowed.len() < layers {
+            let rule = format!("must have one for each of the {layers} layers");
+            let found = format!("a list of {}", windowed.len());
+            return Err(settings.out_of_range(
+                "attention.sliding_window_pattern",
+                "layer_types",
+                found,
+                rule,
+            ));
+        }
         Ok(Self { window, windowed })
     }
 
     /// The window of `layer`, if it has one.
+    ///
+    /// # Panics
+    /// If there is no such layer.
     pub fn of(&self, layer: usize) -> Option<usize> {
-        self.window.filter(|_| self.windowed.get(layer).copied().unwrap_or(false))
+        self.window.filter(|_| self.windowed[layer])
     }
 }

@@ -90,7 +90,7 @@ impl Gemma3 {
     fn build(settings: &Settings<'_>, weights: &Weights<'_>) -> Result<Self, BuildError> {
         let hidden = settings.count("embedding_length", "hidden_size")?;
         let intermediate = settings.count("feed_forward_length", "intermediate_size")?;
-        let epsilon = settings.require("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
+        let epsilon = settings.positive("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
         let heads = settings.heads()?;
         let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
         let layers = settings.count("block_count", "num_hidden_layers")?;
@@ -104,7 +104,7 @@ impl Gemma3 {
         let global_rope = settings.rope(heads.head_dim, PairLayout::Halves, Some("full_attention"))?;
         let local_rope = local_rope(settings, heads.head_dim)?;
         // GGUF files do not say the query scale; the 27B model (62 layers) is the one that differs from the usual.
-        let query_scalar = match settings.find::<f32>("", "query_pre_attn_scalar")? {
+        let query_scalar = match settings.find_positive("", "query_pre_attn_scalar")? {
             Some(scalar) => scalar,
             None if layers == 62 => hidden as f32 / heads.heads as f32,
             None => heads.head_dim as f32,
@@ -162,8 +162,8 @@ impl Gemma3 {
 fn local_rope(settings: &Settings<'_>, head_dim: usize) -> Result<RopeSettings, SettingsError> {
     let mut rope = settings.rope(head_dim, PairLayout::Halves, Some("sliding_attention"))?;
     rope.scaling = None;
-    let described = settings.find::<f32>("", "rope_parameters.sliding_attention.rope_theta")?;
-    let older = settings.find("rope.freq_base_swa", "rope_local_base_freq")?;
+    let described = settings.find_positive("", "rope_parameters.sliding_attention.rope_theta")?;
+    let older = settings.find_positive("rope.freq_base_swa", "rope_local_base_freq")?;
     rope.base = described.or(older).unwrap_or(10_000.0);
     Ok(rope)
 }

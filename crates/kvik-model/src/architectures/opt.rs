@@ -139,8 +139,8 @@ impl Opt {
             })
         };
 
-        let optional =
-            |name, out, input| weights.contains(name).then(|| weights.linear(name, out, input)).transpose();
+        let projection =
+            |name, out, input| (embedded != hidden).then(|| weights.linear(name, out, input)).transpose();
         let has_norm = weights.contains("output_norm");
         let table = Arc::new(weights.table("token_embd", embedded)?);
         Ok(Self {
@@ -148,13 +148,13 @@ impl Opt {
                 table: weights.table("position_embd", hidden)?,
                 offset: POSITION_OFFSET,
             },
-            project_in: optional("project_in", hidden, embedded)?,
+            project_in: projection("project_in", hidden, embedded)?,
             blocks: (0..settings.count("block_count", "num_hidden_layers")?)
                 .map(block)
                 .collect::<Result<_, _>>()?,
             norm_before,
             norm: has_norm.then(|| weights.layer_norm("output_norm", hidden, NORM_EPSILON)).transpose()?,
-            project_out: optional("project_out", embedded, hidden)?,
+            project_out: projection("project_out", embedded, hidden)?,
             output: weights.output("output", &table)?,
             embedding: Embedding { table, scale: 1.0 },
         })

@@ -73,7 +73,7 @@ impl Phi3 {
     fn build(settings: &Settings<'_>, weights: &Weights<'_>) -> Result<Self, BuildError> {
         let hidden = settings.count("embedding_length", "hidden_size")?;
         let intermediate = settings.count("feed_forward_length", "intermediate_size")?;
-        let epsilon = settings.require("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
+        let epsilon = settings.positive("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
         let window = settings.window()?;
         let heads = settings.heads()?;
         let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
@@ -85,7 +85,7 @@ impl Phi3 {
             let long = settings.beyond_original_context()?;
             let name = if long { "rope_factors_long" } else { "rope_factors_short" };
             let divisors = weights.vector(name, "weight", rope.rotary_dims / 2)?;
-            let attention_factor = match settings.find("rope.scaling.attn_factor", "")? {
+            let attention_factor = match settings.find_positive("rope.scaling.attn_factor", "")? {
                 Some(factor) => factor,
                 None => settings.long_rope_attention_factor()?,
             };

@@ -76,7 +76,7 @@ impl Qwen2 {
     fn build(settings: &Settings<'_>, weights: &Weights<'_>) -> Result<Self, BuildError> {
         let hidden = settings.count("embedding_length", "hidden_size")?;
         let intermediate = settings.count("feed_forward_length", "intermediate_size")?;
-        let epsilon = settings.require("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
+        let epsilon = settings.positive("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
         let heads = settings.heads()?;
         let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
 
