@@ -12,9 +12,11 @@ pub enum Owner {
     Weights,
     /// Cached keys and values.
     KvCache,
+    /// Space that is used and thrown away, for instance to measure the memory itself.
+    Scratch,
 }
 
-const OWNERS: usize = 2;
+const OWNERS: usize = 3;
 static BYTES: [AtomicUsize; OWNERS] = [const { AtomicUsize::new(0) }; OWNERS];
 
 pub(crate) fn charge(owner: Owner, bytes: usize) {
