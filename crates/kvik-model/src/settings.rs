@@ -107,6 +107,22 @@ impl<'a> Settings<'a> {
         Err(self.out_of_range(gguf, hf, count, format!("must be from 1 to {LARGEST_COUNT}")))
     }
 
+    /// The number of a `config.json` under the first of these names that it has.
+    fn find_first(&self, keys: &[&str]) -> Result<Option<f32>, SettingsError> {
+        keys.iter().find_map(|key| self.find("", key).transpose()).transpose()
+    }
+
+    /// The setting's value, if it is above 0 and finite as what scales or divides has to be.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn positive(&self, value: f32, gguf: &str, hf: &str) -> Result<f32, SettingsError> {
+        if value > 0.0 && value.is_finite() {
+            return Ok(value);
+        }
+        Err(self.out_of_range(gguf, hf, value, "must be above 0 and finite".into()))
+    }
+
     /// The sliding window, if there is one; some files say 0 for none.
     ///
     /// # Errors
@@ -163,28 +179,26 @@ impl<'a> Settings<'a> {
             _ if self.metadata.contains("rope_parameters.rope_theta") => "rope_parameters".to_owned(),
             _ => "rope_scaling".to_owned(),
         };
-        let base = match self.find::<f32>("rope.freq_base", &format!("{scope}.rope_theta"))? {
+        // The last names are GPT-NeoX's of old.
+        let base = match self.find("rope.freq_base", "")? {
             Some(base) => base,
-            None => self.find("", "rope_theta")?.unwrap_or(10_000.0),
+            None => {
+                let keys = [&format!("{scope}.rope_theta"), "rope_theta", "rotary_emb_base"];
+                self.find_first(&keys)?.unwrap_or(10_000.0)
+            }
         };
+        let base = self.positive(base, "rope.freq_base", "rope_theta")?;
         let rotary_dims = match self.find_count("rope.dimension_count", "")? {
             Some(dims) => dims,
             None => {
-                let share = match self.find::<f32>("", &format!("{scope}.partial_rotary_factor"))? {
-                    Some(share) => Some(share),
-                    None => self.find("", "partial_rotary_factor")?,
-                };
-                (share.unwrap_or(1.0) * head_dim as f32) as usize
+                let keys = [&format!("{scope}.partial_rotary_factor"), "partial_rotary_factor", "rotary_pct"];
+                (self.find_first(&keys)?.unwrap_or(1.0) * head_dim as f32) as usize
             }
         };
         if rotary_dims > head_dim || rotary_dims < 2 || rotary_dims % 2 == 1 {
-            let rule = format!("must be even and at most the head size {head_dim}");
-            return Err(self.out_of_range(
-                "rope.dimension_count",
-                "partial_rotary_factor",
-                rotary_dims,
-                rule,
-            ));
+            let rule = format!("must be even and from 2 to the head size {head_dim}");
+            let hf = "partial_rotary_factor × head size";
+            return Err(self.out_of_range("rope.dimension_count", hf, rotary_dims, rule));
         }
         let scaling = self.rope_scaling(&scope)?;
         Ok(RopeSettings { rotary_dims, base, scaling, layout })
@@ -196,7 +210,10 @@ impl<'a> Settings<'a> {
             Some(kind) => kind,
             None => self.find("", &hf("type"))?.unwrap_or("default"),
         };
-        let factor = || -> Result<f32, SettingsError> { self.require("rope.scaling.factor", &hf("factor")) };
+        let factor = || -> Result<f32, SettingsError> {
+            let (gguf, hf) = ("rope.scaling.factor", hf("factor"));
+            self.positive(self.require(gguf, &hf)?, gguf, &hf)
+        };
         let original_context = || -> Result<usize, SettingsError> {
             match self
                 .find_count("rope.scaling.original_context_length", &hf("original_max_position_embeddings"))?

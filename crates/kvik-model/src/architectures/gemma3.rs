@@ -109,7 +109,7 @@ impl Gemma3 {
             None if layers == 62 => hidden as f32 / heads.heads as f32,
             None => heads.head_dim as f32,
         };
-        let scale = 1.0 / query_scalar.sqrt();
+        let scale = 1.0 / settings.positive(query_scalar, "", "query_pre_attn_scalar")?.sqrt();
 
         let norm = |weights: &Weights<'_>, name: &str, features: usize| -> Result<RmsNorm, BuildError> {
             let mut norm = weights.rms_norm(name, features, epsilon)?;
@@ -164,6 +164,7 @@ fn local_rope(settings: &Settings<'_>, head_dim: usize) -> Result<RopeSettings, 
     rope.scaling = None;
     let described = settings.find::<f32>("", "rope_parameters.sliding_attention.rope_theta")?;
     let older = settings.find("rope.freq_base_swa", "rope_local_base_freq")?;
-    rope.base = described.or(older).unwrap_or(10_000.0);
+    let base = described.or(older).unwrap_or(10_000.0);
+    rope.base = settings.positive(base, "rope.freq_base_swa", "rope_local_base_freq")?;
     Ok(rope)
 }

@@ -86,13 +86,7 @@ impl GptNeoX {
         let features = heads.heads * heads.head_dim;
         let activation = activation(settings)?;
 
-        let mut rope = settings.rope(heads.head_dim, PairLayout::Halves, None)?;
-        if let Some(share) = settings.find::<f32>("", "rotary_pct")? {
-            rope.rotary_dims = (share * heads.head_dim as f32) as usize;
-        }
-        if let Some(base) = settings.find("", "rotary_emb_base")? {
-            rope.base = base;
-        }
+        let rope = settings.rope(heads.head_dim, PairLayout::Halves, None)?;
 
         // Q, K and V alternate in the fused rows: once in GGUF files, head by head in Hugging Face's.
         let turns = if settings.gguf() { 1 } else { heads.heads };
