@@ -16,8 +16,8 @@ impl MappedFile {
     /// # Errors
     /// The system's error if the file cannot be opened or mapped, or is not a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
+        // Asked before the file is opened: opening a pipe waits for someone to write to it.
+        let metadata = std::fs::metadata(path)?;
         if metadata.is_dir() {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a directory, not a file"));
         }
@@ -27,6 +27,7 @@ impl MappedFile {
         if metadata.len() == 0 {
             return Ok(Self { map: None });
         }
+        let file = File::open(path)?;
         // SAFETY: the mapping is read-only. As with every mapped file, another process that truncates it while it
         // is being read can raise SIGBUS; Kvik's own downloads are renamed into place and never changed after.
         let map = unsafe { memmap2::Mmap::map(&file)? };
@@ -69,6 +70,16 @@ mod tests {
         file.release(5..6);
         assert_eq!(file.bytes(), content);
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_that_nobody_writes_to_is_refused_without_waiting() {
+        let path = std::env::temp_dir().join(format!("kvik-pipe-{}", std::process::id()));
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let error = MappedFile::open(&path).err().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

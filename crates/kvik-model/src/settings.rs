@@ -127,7 +127,7 @@ impl<'a> Settings<'a> {
         if number > 0.0 && number.is_finite() {
             return Ok(number);
         }
-        Err(self.out_of_range(gguf, hf, number, "must be a positive number".into()))
+        Err(self.out_of_range(gguf, hf, number, "must be above 0 and finite".into()))
     }
 
     /// The sliding window, if there is one; some files say 0 for none.
@@ -199,13 +199,9 @@ impl<'a> Settings<'a> {
             }
         };
         if rotary_dims > head_dim || rotary_dims < 2 || rotary_dims % 2 == 1 {
-            let rule = format!("must be even and at most the head size {head_dim}");
-            return Err(self.out_of_range(
-                "rope.dimension_count",
-                "partial_rotary_factor",
-                rotary_dims,
-                rule,
-            ));
+            let rule = format!("must be even and from 2 to the head size {head_dim}");
+            let hf = "partial_rotary_factor × head size";
+            return Err(self.out_of_range("rope.dimension_count", hf, rotary_dims, rule));
         }
         let scaling = self.rope_scaling(&scope, rotary_dims)?;
         Ok(RopeSettings { rotary_dims, base, scaling, layout })
