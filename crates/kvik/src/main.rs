@@ -66,10 +66,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref().is_some_and(is_pipe))
 }
 
-/// The error and its causes, leaving out those that the text before already tells.
+/// The error and its causes, leaving out those that the text before already tells. An I/O error without a context is one
+/// of printing the result; all others come with what they are about.
 fn sentence(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
+    let printing = error.chain().next().is_some_and(|outermost| outermost.is::<io::Error>());
+    let mut text = if printing { "cannot write to standard output".to_owned() } else { error.to_string() };
+    for cause in error.chain().map(ToString::to_string) {
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }

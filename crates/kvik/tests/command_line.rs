@@ -126,7 +126,13 @@ fn wrong_values_are_refused_before_a_model_is_fetched() {
     }
     let usage = [
         (&["generate", "hello", "--temperature", "warm"][..], "--temperature"),
-        (&["generate", "hello", "--top-k=-1"], "--top-k"),
+        (&["generate", "hello", "--top-k", "-1"], "--top-k <K>': a whole number from 0 on"),
+        (&["generate", "hello", "--seed", "-1"], "--seed <N>': a whole number from 0 on"),
+        (&["generate", "hello", "--ctx", "-1"], "--ctx <TOKENS>': a whole number from 0 on"),
+        (&["generate", "hello", "--threads", "-1"], "--threads <N>': a whole number from 0 on"),
+        (&["generate", "hello", "--json", "--logprobs", "-1"], "--logprobs <N>': a whole number from 0 on"),
+        (&["generate", "hello", "--max-tokens", "-1"], "--max-tokens <N>': a whole number from 1 on"),
+        (&["score", "text", "--top", "-1"], "--top <N>': a whole number from 0 on"),
         (&["generate", "hello", "--max-tokens=0"], "a whole number from 1 on"),
         (&["generate", "hello", "--seed=x"], "--seed"),
         (&["generate", "hello", "--threads=many"], "--threads"),
@@ -203,6 +209,44 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_chat_through_a_pipe_refuses_what_is_no_text() {
+    let home = tempfile::tempdir().unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/tiny-gguf/llama/model.gguf");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvik"));
+    let (input, mut writer) = std::io::pipe().unwrap();
+    command.args(["chat", "--model", model]).env("KVIK_HOME", home.path()).stdin(input);
+    writer.write_all(b"caf\xff\n").unwrap();
+    drop(writer);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: cannot read standard input: "), "{said}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_under_the_output_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvik"));
+    command.args(["pull", "--list"]).env("KVIK_HOME", home.path()).stdout(full);
+    let said = complaint(command.output().unwrap(), 1);
+    assert!(said.starts_with("error: cannot write to standard output: No space left"), "{said}");
+}
+
+#[test]
+fn values_may_begin_with_a_hyphen() {
+    let home = tempfile::tempdir().unwrap();
+    for verb in [&["generate", "hello"][..], &["chat"]] {
+        for option in ["--stop", "--system"] {
+            let args = [verb, &[option, "- one", "--model", "no such model"]].concat();
+            let said = complaint(kvik(&home, &args), 1);
+            assert!(said.contains("there is no model named"), "{args:?}: {said}");
+        }
+    }
 }
 
 #[test]

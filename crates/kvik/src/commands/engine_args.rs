@@ -8,6 +8,7 @@ use kvik_kernels::Isa;
 use kvik_model::ChatTemplate;
 
 use super::model_args::ModelArgs;
+use super::numbers::whole;
 
 #[derive(Debug, clap::Args)]
 pub struct EngineArgs {
@@ -15,13 +16,15 @@ pub struct EngineArgs {
     pub model: ModelArgs,
     /// Threads to compute on [default: one for each core]
     #[arg(long, short, value_name = "N", help_heading = "Model")]
+    #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Longest sequence in tokens, prompt and answer together [default: what the model was trained for]
     #[arg(long, value_name = "TOKENS", help_heading = "Model")]
+    #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     ctx: Option<usize>,
     /// Prompt tokens computed at once; the result does not depend on it
     #[arg(long, value_name = "TOKENS", default_value_t = EngineOptions::default().prefill_chunk_tokens)]
-    #[arg(help_heading = "Model")]
+    #[arg(help_heading = "Model", value_parser = whole::<usize>, allow_negative_numbers = true)]
     prefill_chunk: usize,
 }
 

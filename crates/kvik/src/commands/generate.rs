@@ -15,6 +15,7 @@ use super::conversation::{Conversation, encode_chat};
 use super::engine_args::{EngineArgs, Loaded};
 use super::input::read_text;
 use super::interrupt::Interrupt;
+use super::numbers::whole;
 use super::sampling_args::{COMPLETION_TOKENS, SamplingArgs};
 use super::stream::{Stream, statistics};
 
@@ -34,13 +35,14 @@ pub struct Args {
     #[arg(long)]
     raw: bool,
     /// What the chat's system message says
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
     /// One JSON object at the end instead of text as it comes
     #[arg(long)]
     json: bool,
     /// In the JSON object: the log-probability of each token, and the N most likely at its place
     #[arg(long, value_name = "N", requires = "json")]
+    #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     logprobs: Option<usize>,
     /// Say on standard error what it cost, even if that is not a terminal
     #[arg(long, short)]

@@ -13,6 +13,7 @@ mod engine_args;
 mod input;
 mod interrupt;
 mod model_args;
+mod numbers;
 mod sampling_args;
 mod stream;
 

@@ -2,6 +2,8 @@
 
 use kvik_engine::SamplingOptions;
 
+use super::numbers::{at_least_one, whole};
+
 /// Where a plain continuation ends by itself: a base model rarely ends its text.
 pub const COMPLETION_TOKENS: usize = 256;
 
@@ -10,6 +12,7 @@ pub const COMPLETION_TOKENS: usize = 256;
 pub struct SamplingArgs {
     /// Stop after so many tokens [default: when the model ends its answer; 256 where it continues a text]
     #[arg(long, short = 'n', value_name = "N", value_parser = at_least_one)]
+    #[arg(allow_negative_numbers = true)]
     pub max_tokens: Option<usize>,
     /// 0 takes the most likely token always; higher is more surprising
     #[arg(long, value_name = "T", default_value_t = SamplingOptions::default().temperature)]
@@ -17,6 +20,7 @@ pub struct SamplingArgs {
     temperature: f32,
     /// Draw from the K most likely tokens only; 0 turns it off
     #[arg(long, value_name = "K", default_value_t = SamplingOptions::default().top_k)]
+    #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     top_k: usize,
     /// Draw from the most likely tokens that make up P of the probability; 1 turns it off
     #[arg(long, value_name = "P", default_value_t = SamplingOptions::default().top_p)]
@@ -31,15 +35,11 @@ pub struct SamplingArgs {
     #[arg(allow_negative_numbers = true)]
     repeat_penalty: f32,
     /// The same seed gives the same text [default: a fresh one]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// End the text before STRING; may be given several times
-    #[arg(long, value_name = "STRING")]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub stop: Vec<String>,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number from 1 on is needed".to_owned())
 }
 
 impl SamplingArgs {

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::engine_args::{EngineArgs, Loaded};
 use super::input::{parse_ids, read_file};
+use super::numbers::whole;
 
 /// Say how likely a model finds a text, token by token
 #[derive(Debug, clap::Args)]
@@ -23,6 +24,7 @@ pub struct Args {
     ids: bool,
     /// Report the N most likely tokens at each place, too
     #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     top: usize,
     /// One JSON object: token_ids, logprobs (natural logarithm, null for the first), perplexity, and top if asked for
     #[arg(long)]

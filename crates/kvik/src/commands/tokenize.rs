@@ -35,6 +35,7 @@ pub struct Args {
     json: bool,
     /// Print the text of these tokens instead: "1 2 3" or "[1, 2, 3]"
     #[arg(long, value_name = "IDS", conflicts_with_all = ["text", "no_special", "parse_special", "ids_only", "json"])]
+    #[arg(allow_negative_numbers = true)]
     decode: Option<String>,
 }
 

@@ -5,6 +5,7 @@
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
@@ -85,7 +86,7 @@ impl Editor {
 fn read_lines(lines: &mut impl BufRead) -> anyhow::Result<Input> {
     let mut text = String::new();
     loop {
-        if lines.read_line(&mut text)? == 0 {
+        if lines.read_line(&mut text).context("cannot read standard input")? == 0 {
             return Ok(if text.is_empty() { Input::End } else { Input::Text(unwrap(&text)) });
         }
         if is_complete(text.trim_end_matches(['\n', '\r'])) {

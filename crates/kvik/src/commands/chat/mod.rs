@@ -28,7 +28,7 @@ use slash::Slash;
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// What the system message says
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
