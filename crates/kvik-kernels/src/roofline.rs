@@ -19,10 +19,6 @@ pub enum Arithmetic {
     F32MulAdd,
 }
 
-/// Independent sums: more than the latency of a multiply-add times its throughput on any processor known, and as many
-/// as AVX2 has registers for.
-const SUMS: usize = 12;
-
 /// Runs `turns` turns of a loop of `arithmetic` on the calling thread. Returns the operations done, a multiplication
 /// and an addition counted as one each.
 ///
@@ -91,7 +87,11 @@ fn read_portable(bytes: &[u8]) -> u64 {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Arithmetic, LINE, SUMS, black_box};
+    use super::{Arithmetic, LINE, black_box};
+
+    /// Independent sums: more than the latency of a multiply-add times its throughput on any processor known, and as
+    /// many as AVX2 has registers for.
+    const SUMS: usize = 12;
 
     /// Returns the products of a turn, as its twins do.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")]
