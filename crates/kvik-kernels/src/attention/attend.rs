@@ -319,11 +319,13 @@ impl Call<'_> {
             (first, last) = (first.min(range.0), last.max(range.1));
         }
         let tiles = self.cache.tiles(item.sequence, item.kv_head);
-        for index in span * SPAN_TILES..tiles.min((span + 1) * SPAN_TILES) {
-            let Some(tile) = self.cache.tile(item.sequence, item.kv_head, index) else { continue };
-            if !tile.beyond(first, last) {
-                fold(self.isa, self.shape.tile, &queries, &tile, partial);
-            }
+        let tiles = span * SPAN_TILES..tiles.min((span + 1) * SPAN_TILES);
+        let mut tiles = tiles
+            .filter_map(|index| self.cache.tile(item.sequence, item.kv_head, index))
+            .filter(|tile| !tile.beyond(first, last))
+            .peekable();
+        while let Some(tile) = tiles.next() {
+            fold(self.isa, self.shape.tile, &queries, &tile, tiles.peek(), partial);
         }
     }
 

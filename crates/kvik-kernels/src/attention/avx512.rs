@@ -2,6 +2,10 @@
 //!
 //! Up to four query rows go together, so that each key and value load feeds four accumulators; 4 rows × 4 vectors
 //! are 16 independent chains, enough to hide the latency of the dot product.
+//!
+//! Tiles lie apart in memory, and each begins with a cold page that the processor's own prefetcher does not foresee. So
+//! the first row group fetches ahead: a tile's values while it goes over the keys, the next tile's keys while it goes
+//! over the values.
 
 use std::arch::x86_64::*;
 
@@ -17,6 +21,7 @@ pub(super) unsafe fn fold(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
+    next: Option<&Tile<'_>>,
     partials: &mut Partials<'_>,
 ) {
     let rows = queries.positions.len();
@@ -25,10 +30,10 @@ pub(super) unsafe fn fold(
         // SAFETY: the same contract as this function's; `row + R <= rows` in every arm.
         unsafe {
             match rows - row {
-                1 => fold_rows::<1>(shape, queries, tile, partials, row),
-                2 => fold_rows::<2>(shape, queries, tile, partials, row),
-                3 => fold_rows::<3>(shape, queries, tile, partials, row),
-                _ => fold_rows::<4>(shape, queries, tile, partials, row),
+                1 => fold_rows::<1>(shape, queries, tile, next, partials, row),
+                2 => fold_rows::<2>(shape, queries, tile, next, partials, row),
+                3 => fold_rows::<3>(shape, queries, tile, next, partials, row),
+                _ => fold_rows::<4>(shape, queries, tile, next, partials, row),
             }
         }
         row += 4;
@@ -44,6 +49,7 @@ unsafe fn fold_rows<const R: usize>(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
+    next: Option<&Tile<'_>>,
     partials: &mut Partials<'_>,
     first: usize,
 ) {
@@ -58,7 +64,11 @@ unsafe fn fold_rows<const R: usize>(
     let mut scores = [[_mm512_setzero_ps(); VECTORS]; R];
     let keys = tile.keys.as_ptr().cast::<i32>();
     let query = queries.packed.as_ptr().cast::<i32>();
+    let fetches_ahead = first == 0;
     for pair in 0..pairs {
+        if fetches_ahead {
+            fetch_part(tile.values, pair, pairs);
+        }
         // SAFETY: `keys` has VECTORS groups of `pairs` × 16 i32, and `query` has `pairs` i32 per row.
         unsafe {
             let key: [__m512i; VECTORS] =
@@ -118,24 +128,39 @@ unsafe fn fold_rows<const R: usize>(
     let stride = shape.value_stride();
     let values = tile.values.as_ptr().cast::<i32>();
     let acc = partials.acc.as_mut_ptr();
+    let next_keys = next.filter(|_| fetches_ahead).map_or(&[][..], |next| next.keys);
     let mut dim = 0;
     while dim < stride {
+        let ahead = |width: usize| {
+            &next_keys[next_keys.len() * dim / stride..next_keys.len() * (dim + width) / stride]
+        };
         // SAFETY: `dim + 16 * W <= stride` in each arm; `acc` has `stride` floats per row and `values` has `stride`
         // i32 for each of the tile's token pairs.
         unsafe {
             let (values, acc) = (values.add(dim), acc.add(first * stride + dim));
             if stride - dim >= 64 {
-                mix::<R, 4>(&weights, &rescale, tile.len, values, acc, stride);
+                mix::<R, 4>(&weights, &rescale, tile.len, values, acc, stride, ahead(64));
                 dim += 64;
             } else {
-                mix::<R, 1>(&weights, &rescale, tile.len, values, acc, stride);
+                mix::<R, 1>(&weights, &rescale, tile.len, values, acc, stride, ahead(16));
                 dim += 16;
             }
         }
     }
 }
 
-/// `acc = acc · rescale + Σ weight · value` for `W` vectors of dims of `R` rows.
+/// Brings part `part` of `parts` of `data` into the second-level cache.
+#[inline(always)]
+fn fetch_part(data: &[u16], part: usize, parts: usize) {
+    const LINE: usize = 32;
+    let lines = data.len() / LINE;
+    for line in lines * part / parts..lines * (part + 1) / parts {
+        // SAFETY: a prefetch reads nothing; the address is inside `data` all the same.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().add(line * LINE).cast()) };
+    }
+}
+
+/// `acc = acc · rescale + Σ weight · value` for `W` vectors of dims of `R` rows; `ahead` is fetched meanwhile.
 ///
 /// # Safety
 /// `acc` points to `R` rows of `stride` floats and `values` to rows of `stride` i32, each with `16 * W` to read;
@@ -149,6 +174,7 @@ unsafe fn mix<const R: usize, const W: usize>(
     values: *const i32,
     acc: *mut f32,
     stride: usize,
+    ahead: &[u16],
 ) {
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
@@ -157,7 +183,9 @@ unsafe fn mix<const R: usize, const W: usize>(
                 _mm512_mul_ps(_mm512_loadu_ps(acc.add(r * stride + 16 * w)), _mm512_set1_ps(rescale[r]))
             })
         });
-        for pair in 0..tokens.div_ceil(2) {
+        let pairs = tokens.div_ceil(2);
+        for pair in 0..pairs {
+            fetch_part(ahead, pair, pairs);
             let value: [__m512i; W] =
                 std::array::from_fn(|w| _mm512_loadu_si512(values.add(pair * stride + 16 * w).cast()));
             for r in 0..R {

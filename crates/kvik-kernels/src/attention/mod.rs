@@ -128,11 +128,19 @@ pub fn pack_query(query: &[f32], scale: f32, packed: &mut [u32]) {
     }
 }
 
-/// Folds `tile` into the partials of `queries`.
+/// Folds `tile` into the partials of `queries`. The keys of `next`, the tile that will be folded after it, come into the
+/// cache meanwhile.
 ///
 /// # Panics
 /// If the slices do not have the shapes that `shape` and the number of query rows ask for.
-pub fn fold(isa: Isa, shape: TileShape, queries: &Queries<'_>, tile: &Tile<'_>, partials: &mut Partials<'_>) {
+pub fn fold(
+    isa: Isa,
+    shape: TileShape,
+    queries: &Queries<'_>,
+    tile: &Tile<'_>,
+    next: Option<&Tile<'_>>,
+    partials: &mut Partials<'_>,
+) {
     let rows = queries.positions.len();
     assert_eq!(queries.packed.len(), rows * shape.key_pairs());
     assert_eq!(partials.max.len(), rows);
@@ -147,7 +155,7 @@ pub fn fold(isa: Isa, shape: TileShape, queries: &Queries<'_>, tile: &Tile<'_>, 
         Isa::Avx2 => unsafe { avx2::fold(shape, queries, tile, partials) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::fold(shape, queries, tile, partials) },
+        Isa::Avx512 => unsafe { avx512::fold(shape, queries, tile, next, partials) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar::fold(shape, queries, tile, partials),
     }
