@@ -36,4 +36,8 @@ text = "\n".join(re.split(r"\r|\x1b\[2K", line)[-1] for line in text.split("\n")
 console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))
 console.print(Text("$ " + title, style="bold"))
 console.print(Text.from_ansi(text.strip("\n")))
-console.save_svg(out, title="kvik")
+picture = console.export_svg(title="kvik")
+# A picture should not fetch fonts from the network: the viewer's own monospace font does.
+picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+with open(out, "w", encoding="utf-8") as file:
+    file.write(picture)
