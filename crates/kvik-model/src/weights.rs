@@ -15,7 +15,8 @@ use kvik_kernels::{
 use crate::{
     Checkpoint, CheckpointError, Tensor,
     checkpoint::Format,
-    layers::{LayerNorm, Linear, RmsNorm},
+    layers::{Activation, AttentionParts, GatedMlp, LayerNorm, Linear, QueryKeyNorm, RmsNorm},
+    settings::Heads,
 };
 
 /// Bytes of a tensor that are packed before their pages are given back.
@@ -193,6 +194,44 @@ impl<'a> Weights<'a> {
             }
         }
         packer.finish().map_err(failed)
+    }
+
+    /// The projections of an attention layer that the file keeps apart, with `norm` on queries and keys.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn attention(
+        &self,
+        hidden: usize,
+        heads: &Heads,
+        norm: Option<QueryKeyNorm>,
+    ) -> Result<AttentionParts, WeightsError> {
+        let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+        Ok(AttentionParts {
+            query: self.linear("attn_q", q_features, hidden)?,
+            key: self.linear("attn_k", kv_features, hidden)?,
+            value: self.linear("attn_v", kv_features, hidden)?,
+            output: self.linear("attn_output", hidden, q_features)?,
+            norm,
+        })
+    }
+
+    /// A gated feed-forward layer whose projections the file keeps apart.
+    ///
+    /// # Errors
+    /// As [`Self::linear`].
+    pub fn gated_mlp(
+        &self,
+        hidden: usize,
+        intermediate: usize,
+        activation: Activation,
+    ) -> Result<GatedMlp, WeightsError> {
+        Ok(GatedMlp {
+            gate: self.linear("ffn_gate", intermediate, hidden)?,
+            up: self.linear("ffn_up", intermediate, hidden)?,
+            down: self.linear("ffn_down", hidden, intermediate)?,
+            activation,
+        })
     }
 
     /// A norm without bias.

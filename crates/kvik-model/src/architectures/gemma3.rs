@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::{Architecture, BuildError, Network};
 use crate::{
     layers::{
-        Activation, Attention, AttentionParts, Embedding, GatedMlp, Linear, PairLayout, Pass, QueryKeyNorm,
-        RmsNorm, Rope, RopeSettings, Rows,
+        Activation, Attention, Embedding, GatedMlp, Linear, PairLayout, Pass, QueryKeyNorm, RmsNorm, Rope,
+        RopeSettings, Rows,
     },
     settings::{LayerWindows, Settings, SettingsError},
     weights::Weights,
@@ -92,7 +92,6 @@ impl Gemma3 {
         let intermediate = settings.count("feed_forward_length", "intermediate_size")?;
         let epsilon = settings.positive("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
         let heads = settings.heads()?;
-        let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
         let layers = settings.count("block_count", "num_hidden_layers")?;
         for name in ["attn_logit_softcapping", "final_logit_softcapping"] {
             if let Some(cap) = settings.find::<f32>("", name)? {
@@ -121,27 +120,17 @@ impl Gemma3 {
         };
         let block = |layer| -> Result<Block, BuildError> {
             let weights = weights.block(layer);
-            let parts = AttentionParts {
-                query: weights.linear("attn_q", q_features, hidden)?,
-                key: weights.linear("attn_k", kv_features, hidden)?,
-                value: weights.linear("attn_v", kv_features, hidden)?,
-                output: weights.linear("attn_output", hidden, q_features)?,
-                norm: Some(QueryKeyNorm {
-                    query: norm(&weights, "attn_q_norm", heads.head_dim)?,
-                    key: norm(&weights, "attn_k_norm", heads.head_dim)?,
-                }),
+            let query_key = QueryKeyNorm {
+                query: norm(&weights, "attn_q_norm", heads.head_dim)?,
+                key: norm(&weights, "attn_k_norm", heads.head_dim)?,
             };
+            let parts = weights.attention(hidden, &heads, Some(query_key))?;
             Ok(Block {
                 attention_norm: norm(&weights, "attn_norm", hidden)?,
                 attention: Attention::new(layer, parts, heads.head_dim, scale, windows.of(layer)),
                 post_attention_norm: norm(&weights, "post_attention_norm", hidden)?,
                 mlp_norm: norm(&weights, "ffn_norm", hidden)?,
-                mlp: GatedMlp {
-                    gate: weights.linear("ffn_gate", intermediate, hidden)?,
-                    up: weights.linear("ffn_up", intermediate, hidden)?,
-                    down: weights.linear("ffn_down", hidden, intermediate)?,
-                    activation: Activation::GeluTanh,
-                },
+                mlp: weights.gated_mlp(hidden, intermediate, Activation::GeluTanh)?,
                 post_mlp_norm: norm(&weights, "post_ffw_norm", hidden)?,
             })
         };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{Architecture, BuildError, Network};
 use crate::{
     layers::{
-        Activation, Attention, AttentionParts, Embedding, GatedMlp, Linear, PairLayout, Pass, RmsNorm, Rope,
-        RopeScaling, Rows,
+        Activation, Attention, Embedding, GatedMlp, Linear, PairLayout, Pass, RmsNorm, Rope, RopeScaling,
+        Rows,
     },
     settings::Settings,
     weights::Weights,
@@ -79,7 +79,6 @@ impl Llama {
         let epsilon = settings.positive("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
         let window = settings.window()?;
         let heads = settings.heads()?;
-        let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
 
         // The GGUF converter permutes the rows of Q and K so that neighbouring dims turn together.
         let layout = if settings.gguf() { PairLayout::Neighbours } else { PairLayout::Halves };
@@ -91,23 +90,12 @@ impl Llama {
 
         let block = |layer| -> Result<Block, BuildError> {
             let weights = weights.block(layer);
-            let parts = AttentionParts {
-                query: weights.linear("attn_q", q_features, hidden)?,
-                key: weights.linear("attn_k", kv_features, hidden)?,
-                value: weights.linear("attn_v", kv_features, hidden)?,
-                output: weights.linear("attn_output", hidden, q_features)?,
-                norm: None,
-            };
+            let parts = weights.attention(hidden, &heads, None)?;
             Ok(Block {
                 attention_norm: weights.rms_norm("attn_norm", hidden, epsilon)?,
                 attention: Attention::new(layer, parts, heads.head_dim, heads.scale(), window),
                 mlp_norm: weights.rms_norm("ffn_norm", hidden, epsilon)?,
-                mlp: GatedMlp {
-                    gate: weights.linear("ffn_gate", intermediate, hidden)?,
-                    up: weights.linear("ffn_up", intermediate, hidden)?,
-                    down: weights.linear("ffn_down", hidden, intermediate)?,
-                    activation: Activation::Silu,
-                },
+                mlp: weights.gated_mlp(hidden, intermediate, Activation::Silu)?,
             })
         };
 

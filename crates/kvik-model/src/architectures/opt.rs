@@ -5,10 +5,7 @@ use std::sync::Arc;
 
 use super::{Architecture, BuildError, Network};
 use crate::{
-    layers::{
-        Activation, Attention, AttentionParts, Embedding, LayerNorm, Linear, Mlp, Pass, PositionEmbedding,
-        Rows,
-    },
+    layers::{Activation, Attention, Embedding, LayerNorm, Linear, Mlp, Pass, PositionEmbedding, Rows},
     settings::{Settings, SettingsError},
     weights::Weights,
 };
@@ -113,20 +110,13 @@ impl Opt {
         let embedded = settings.find_count("", "word_embed_proj_dim")?.unwrap_or(hidden);
         let norm_before = settings.find("", "do_layer_norm_before")?.unwrap_or(true);
         let heads = settings.heads()?;
-        let features = heads.heads * heads.head_dim;
         let name = settings.find("", "activation_function")?.unwrap_or("relu");
         let activation = Activation::from_name(name)
             .ok_or_else(|| SettingsError::Unknown { name: "activation".into(), value: name.into() })?;
 
         let block = |layer| -> Result<Block, BuildError> {
             let weights = weights.block(layer);
-            let parts = AttentionParts {
-                query: weights.linear("attn_q", features, hidden)?,
-                key: weights.linear("attn_k", features, hidden)?,
-                value: weights.linear("attn_v", features, hidden)?,
-                output: weights.linear("attn_output", hidden, features)?,
-                norm: None,
-            };
+            let parts = weights.attention(hidden, &heads, None)?;
             Ok(Block {
                 attention_norm: weights.layer_norm("attn_norm", hidden, NORM_EPSILON)?,
                 attention: Attention::new(layer, parts, heads.head_dim, heads.scale(), None),

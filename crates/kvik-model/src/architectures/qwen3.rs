@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{Architecture, BuildError, Network};
 use crate::{
     layers::{
-        Activation, Attention, AttentionParts, Embedding, GatedMlp, Linear, PairLayout, Pass, QueryKeyNorm,
-        RmsNorm, Rope, Rows,
+        Activation, Attention, Embedding, GatedMlp, Linear, PairLayout, Pass, QueryKeyNorm, RmsNorm, Rope,
+        Rows,
     },
     settings::{LayerWindows, Settings},
     weights::Weights,
@@ -80,33 +80,22 @@ impl Qwen3 {
         let intermediate = settings.count("feed_forward_length", "intermediate_size")?;
         let epsilon = settings.positive("attention.layer_norm_rms_epsilon", "rms_norm_eps")?;
         let heads = settings.heads()?;
-        let (q_features, kv_features) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
 
         let rope = settings.rope(heads.head_dim, PairLayout::Halves, None)?;
         let windows = LayerWindows::from_settings(settings)?;
 
         let block = |layer| -> Result<Block, BuildError> {
             let weights = weights.block(layer);
-            let parts = AttentionParts {
-                query: weights.linear("attn_q", q_features, hidden)?,
-                key: weights.linear("attn_k", kv_features, hidden)?,
-                value: weights.linear("attn_v", kv_features, hidden)?,
-                output: weights.linear("attn_output", hidden, q_features)?,
-                norm: Some(QueryKeyNorm {
-                    query: weights.rms_norm("attn_q_norm", heads.head_dim, epsilon)?,
-                    key: weights.rms_norm("attn_k_norm", heads.head_dim, epsilon)?,
-                }),
+            let norm = QueryKeyNorm {
+                query: weights.rms_norm("attn_q_norm", heads.head_dim, epsilon)?,
+                key: weights.rms_norm("attn_k_norm", heads.head_dim, epsilon)?,
             };
+            let parts = weights.attention(hidden, &heads, Some(norm))?;
             Ok(Block {
                 attention_norm: weights.rms_norm("attn_norm", hidden, epsilon)?,
                 attention: Attention::new(layer, parts, heads.head_dim, heads.scale(), windows.of(layer)),
                 mlp_norm: weights.rms_norm("ffn_norm", hidden, epsilon)?,
-                mlp: GatedMlp {
-                    gate: weights.linear("ffn_gate", intermediate, hidden)?,
-                    up: weights.linear("ffn_up", intermediate, hidden)?,
-                    down: weights.linear("ffn_down", hidden, intermediate)?,
-                    activation: Activation::Silu,
-                },
+                mlp: weights.gated_mlp(hidden, intermediate, Activation::Silu)?,
             })
         };
 
