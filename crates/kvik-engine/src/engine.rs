@@ -8,7 +8,7 @@ use crate::{
     score::{self, Score},
     session::{Sequence, Session},
 };
-use kvik_kernels::ThreadPool;
+use kvik_kernels::{Phase, ThreadPool};
 use kvik_kv::KvStore;
 use kvik_model::{
     ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, tokenizer::TokenizerError,
@@ -144,7 +144,8 @@ impl Engine {
         generator.run(request, on_event)
     }
 
-    /// The log-probability of each token of `ids` given those before it, and of the `top` most likely at its place.
+    /// The log-probability of each token of `ids` given those before it, and of the `top` most likely at its place, all
+    /// tokens computed as those of `phase`.
     ///
     /// `on_progress(done, total)` hears how many tokens are scored.
     ///
@@ -154,12 +155,13 @@ impl Engine {
         &mut self,
         ids: &[u32],
         top: usize,
+        phase: Phase,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Score, EngineError> {
         let context_tokens = self.context_tokens();
         let mut session = self.session();
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
-        score::score(&mut sequence, &self.pool, context_tokens, ids, top, on_progress)
+        score::score(&mut sequence, &self.pool, context_tokens, ids, top, phase, on_progress)
     }
 }

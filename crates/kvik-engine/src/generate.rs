@@ -14,7 +14,10 @@ use crate::{
     session::{Sequence, check_vocabulary},
     stop::StopStrings,
 };
-use kvik_model::{Tokenizer, layers::Logits};
+use kvik_model::{
+    Tokenizer,
+    layers::{Logits, Phase},
+};
 use std::{ops::ControlFlow, time::Instant};
 use transcript::Transcript;
 
@@ -183,7 +186,7 @@ impl Generator<'_> {
                 if flow.is_break() {
                     break StopReason::Cancelled;
                 }
-                logits = self.sequence.extend(&[id], Logits::Last)?;
+                logits = self.sequence.extend(&[id], Logits::Last, Phase::Decode)?;
             },
         };
         let decode_seconds = first_token.map_or(0.0, |first| first.elapsed().as_secs_f64());

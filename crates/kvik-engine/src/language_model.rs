@@ -7,7 +7,7 @@
 mod local;
 
 use crate::error::EngineError;
-use kvik_model::layers::{Logits, Rows};
+use kvik_model::layers::{Logits, Phase, Rows};
 
 pub(crate) use local::LocalModel;
 
@@ -25,12 +25,12 @@ pub(crate) trait LanguageModel {
     /// How many tokens the model knows; ids are below.
     fn vocab_size(&self) -> usize;
 
-    /// Appends `tokens` to the sequence and returns the logits that `wanted` names: `[wanted tokens, vocab]`, each row
+    /// Appends `tokens`, computed as those of `phase`, to the sequence and returns the logits that `wanted` names: `[wanted tokens, vocab]`, each row
     /// about the token that follows.
     ///
     /// # Errors
     /// Whatever stops the model; the sequence is then as it was.
-    fn forward(&mut self, tokens: &[u32], wanted: Logits) -> Result<Rows, EngineError>;
+    fn forward(&mut self, tokens: &[u32], wanted: Logits, phase: Phase) -> Result<Rows, EngineError>;
 
     /// Forgets all but the first `tokens` of the sequence and returns how many remain: `tokens`, or 0 where a sliding
     /// window has already forgotten what the shorter sequence would need.

@@ -34,3 +34,5 @@ pub use sampling::SamplingOptions;
 pub use score::Score;
 pub use session::Session;
 pub use stop::EmptyStopString;
+
+pub use kvik_model::layers::Phase;

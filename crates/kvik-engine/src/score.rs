@@ -9,7 +9,7 @@ use crate::{
     session::{Sequence, check_vocabulary},
 };
 use kvik_kernels::ThreadPool;
-use kvik_model::layers::{Logits, Rows};
+use kvik_model::layers::{Logits, Phase, Rows};
 use std::sync::Mutex;
 
 /// Logits held at once: 32 MiB of f32, which is 32 rows of the largest vocabularies (262,144 tokens).
@@ -38,6 +38,7 @@ pub(crate) fn score(
     context_tokens: usize,
     ids: &[u32],
     top: usize,
+    phase: Phase,
     on_progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Score, EngineError> {
     if ids.len() < 2 {
@@ -55,7 +56,7 @@ pub(crate) fn score(
     for chunk in ids[..ids.len() - 1].chunks(chunk_tokens) {
         let done = scored.len();
         let targets = &ids[done + 1..][..chunk.len()];
-        let logits = sequence.extend(chunk, Logits::All)?;
+        let logits = sequence.extend(chunk, Logits::All, phase)?;
         for (row, token) in score_rows(pool, &logits, targets, top).into_iter().enumerate() {
             scored.push(token.ok_or(EngineError::NoFiniteLogit { position: done + 1 + row })?);
         }
@@ -90,7 +91,7 @@ mod tests {
     fn score_with(model: &mut Bigram, threads: usize, ids: &[u32], top: usize) -> Result<Score, EngineError> {
         let mut tokens = Vec::new();
         let mut sequence = Sequence { model, tokens: &mut tokens };
-        score(&mut sequence, &ThreadPool::new(threads), 400, ids, top, &mut |_, _| {})
+        score(&mut sequence, &ThreadPool::new(threads), 400, ids, top, Phase::Prefill, &mut |_, _| {})
     }
 
     #[test]

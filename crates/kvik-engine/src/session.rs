@@ -5,7 +5,7 @@
 
 use crate::{error::EngineError, language_model::LanguageModel};
 use kvik_kv::SequenceCache;
-use kvik_model::layers::{Logits, Rows};
+use kvik_model::layers::{Logits, Phase, Rows};
 use std::ops::ControlFlow;
 
 /// One sequence of an engine: its cached keys and values, and the tokens that they are of.
@@ -53,8 +53,13 @@ impl Sequence<'_> {
     }
 
     /// Appends `tokens` and returns the `wanted` logits, `[wanted tokens, vocab]`.
-    pub(crate) fn extend(&mut self, tokens: &[u32], wanted: Logits) -> Result<Rows, EngineError> {
-        let logits = self.model.forward(tokens, wanted)?;
+    pub(crate) fn extend(
+        &mut self,
+        tokens: &[u32],
+        wanted: Logits,
+        phase: Phase,
+    ) -> Result<Rows, EngineError> {
+        let logits = self.model.forward(tokens, wanted, phase)?;
         self.tokens.extend_from_slice(tokens);
         Ok(logits)
     }
@@ -72,13 +77,13 @@ impl Sequence<'_> {
         while let Some((chunk, tail)) =
             rest.split_at_checked(chunk_tokens).filter(|(_, tail)| !tail.is_empty())
         {
-            self.extend(chunk, Logits::None)?;
+            self.extend(chunk, Logits::None, Phase::Prefill)?;
             rest = tail;
             if on_chunk(tokens.len() - rest.len()).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        let logits = self.extend(rest, Logits::Last)?;
+        let logits = self.extend(rest, Logits::Last, Phase::Prefill)?;
         Ok(on_chunk(tokens.len()).map_continue(|()| logits))
     }
 }

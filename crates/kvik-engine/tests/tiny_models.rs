@@ -4,7 +4,7 @@
 //! give away any number that changes with the chunk size, the threads or the history of a session.
 
 use kvik_engine::{
-    Engine, EngineError, EngineOptions, Event, GenerateRequest, Generation, SamplingOptions, Session,
+    Engine, EngineError, EngineOptions, Event, GenerateRequest, Generation, Phase, SamplingOptions, Session,
     StopReason,
 };
 use std::{
@@ -123,7 +123,7 @@ fn scores_are_the_log_probabilities_of_generation() {
         let mut engine = load(&folder, 2, 512);
         let generation = generate_anew(&mut engine, &greedy(prompt()));
         let ids = [generation.prompt_ids, generation.completion_ids].concat();
-        let score = engine.score(&ids, 3, &mut |_, _| {}).unwrap();
+        let score = engine.score(&ids, 3, Phase::Prefill, &mut |_, _| {}).unwrap();
         for (position, token) in (33..).zip(&generation.logprobs) {
             assert_eq!(score.logprobs[position], Some(token.logprob), "{}", folder.display());
             assert_eq!(score.top[position], token.top, "{}", folder.display());
@@ -151,7 +151,7 @@ fn scores_are_the_references() {
         .collect();
     let first_row = golden["prompts"][1]["first_row"].as_u64().unwrap() as usize;
 
-    let score = load(&folder, 1, 512).score(&ids, 0, &mut |_, _| {}).unwrap();
+    let score = load(&folder, 1, 512).score(&ids, 0, Phase::Prefill, &mut |_, _| {}).unwrap();
     let mut sum = 0.0;
     for position in 1..ids.len() {
         let row = &logits[(first_row + position - 1) * vocab_size..][..vocab_size];
@@ -199,7 +199,7 @@ fn the_context_is_the_models_unless_another_is_asked_for() {
     let mut engine = load(Some(40)).unwrap();
     let full = generate_anew(&mut engine, &greedy(prompt()));
     assert_eq!((full.completion_ids.len(), full.stop), (7, StopReason::ContextFull));
-    let error = engine.score(&[5; 41], 0, &mut |_, _| {}).unwrap_err();
+    let error = engine.score(&[5; 41], 0, Phase::Prefill, &mut |_, _| {}).unwrap_err();
     assert!(matches!(error, EngineError::TextTooLong { text_tokens: 41, context_tokens: 40 }));
 }
 

@@ -11,16 +11,23 @@ pub enum Isa {
     Avx2,
     /// AVX-512 (F, BW, VL, DQ) with VNNI and BF16.
     Avx512,
+    /// AVX-512 as above, and AMX tiles with bf16 products.
+    Amx,
 }
 
 /// `KVIK_ISA` names no instruction set that Kvik has kernels for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown instruction set '{0}': use scalar, avx2 or avx512")]
+#[error("unknown instruction set '{0}': use scalar, avx2, avx512 or amx")]
 pub struct UnknownIsa(String);
 
 impl Isa {
     /// The best set that this processor has.
     pub fn detect() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(Self::look)
+    }
+
+    fn look() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 = is_x86_feature_detected!("avx2")
@@ -34,7 +41,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vnni")
                 && is_x86_feature_detected!("avx512bf16");
             if avx512 {
-                return Self::Avx512;
+                return if crate::amx::available() { Self::Amx } else { Self::Avx512 };
             }
             if avx2 {
                 return Self::Avx2;
@@ -62,7 +69,7 @@ impl Isa {
 
     /// All sets that this processor can run, the scalar reference first: what property tests go through.
     pub fn available() -> impl Iterator<Item = Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512].into_iter().filter(|&isa| isa <= Self::detect())
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx].into_iter().filter(|&isa| isa <= Self::detect())
     }
 }
 
@@ -74,6 +81,7 @@ impl FromStr for Isa {
             "scalar" => Ok(Self::Scalar),
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
+            "amx" => Ok(Self::Amx),
             _ => Err(UnknownIsa(name.to_owned())),
         }
     }
@@ -85,6 +93,7 @@ impl fmt::Display for Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         })
     }
 }

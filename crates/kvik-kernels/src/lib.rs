@@ -5,18 +5,22 @@
 //!
 //! Two rules make results independent of threads and of batching:
 //! - an output element is computed by one thread, with a fixed order of operations;
-//! - that order depends on the element's own row only, never on which other rows share the call.
+//! - that order depends on the element's own row and its [`Phase`] only, never on which other rows share the call.
 
 #![deny(missing_docs)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 mod disjoint;
 mod isa;
 pub mod matmul;
+mod phase;
 mod pool;
 pub mod quant;
 pub mod roofline;
 pub mod rows;
 
 pub use isa::{Isa, UnknownIsa};
+pub use phase::Phase;
 pub use pool::ThreadPool;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kvik_kernels::{
-    Isa, ThreadPool,
+    Isa, Phase, ThreadPool,
     attention::{self, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Tile},
 };
 
@@ -19,6 +19,9 @@ pub trait Sequences: Sync {
 
     /// Its query rows; the sequences' rows follow each other without gaps.
     fn rows(&self, sequence: usize) -> Range<usize>;
+
+    /// What they are computed for.
+    fn phase(&self, sequence: usize) -> Phase;
 }
 
 /// Attention of every query row over its sequence's cache at `layer`, rows of the current step included.
@@ -48,6 +51,10 @@ impl<S: Sequences> CachedTiles for LayerTiles<'_, S> {
 
     fn rows(&self, sequence: usize) -> Range<usize> {
         self.sequences.rows(sequence)
+    }
+
+    fn phase(&self, sequence: usize) -> Phase {
+        self.sequences.phase(sequence)
     }
 
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize {

@@ -1,14 +1,14 @@
 //! The cache against brute force: chunks, threads, windows, segments of every kind, and what happens to memory.
 
 use kvik_kernels::{
-    ThreadPool,
+    Phase, ThreadPool,
     attention::{AttentionRows, AttentionScratch, AttentionShape, Reach},
 };
 use kvik_kv::{KvShape, KvStore, LayerShape, Segment, SegmentRow, SequenceCache, Sequences, attend};
 use proptest::prelude::*;
 use std::ops::Range;
 
-struct Batch<'a>(Vec<(&'a SequenceCache, Range<usize>)>);
+struct Batch<'a>(Vec<(&'a SequenceCache, Range<usize>)>, Phase);
 
 impl Sequences for Batch<'_> {
     fn count(&self) -> usize {
@@ -19,6 +19,9 @@ impl Sequences for Batch<'_> {
     }
     fn rows(&self, sequence: usize) -> Range<usize> {
         self.0[sequence].1.clone()
+    }
+    fn phase(&self, _sequence: usize) -> Phase {
+        self.1
     }
 }
 
@@ -76,7 +79,7 @@ fn step(
     );
     let positions: Vec<u32> = range.clone().map(|p| p as u32).collect();
     let mut out = vec![0.0; n * HEADS * VALUE_DIM];
-    let batch = Batch(vec![(cache, 0..n)]);
+    let batch = Batch(vec![(cache, 0..n)], Phase::Prefill);
     let queries = rows(3, range, HEADS * KEY_DIM);
     let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
     attend(pool, store, &batch, 0, &attention_shape(window), rows, scratch);
@@ -206,7 +209,7 @@ fn a_batch_of_sequences_gives_each_what_it_gets_alone() {
         step(&pool, &mut store, cache, 0..len - 1, None, &mut scratch);
         alone.push(step(&pool, &mut store, cache, len - 1..len, None, &mut scratch));
     }
-    let batch = Batch(caches.iter().enumerate().map(|(i, cache)| (cache, i..i + 1)).collect());
+    let batch = Batch(caches.iter().enumerate().map(|(i, cache)| (cache, i..i + 1)).collect(), Phase::Decode);
     let queries: Vec<f32> = lengths.iter().flat_map(|&len| rows(3, len - 1..len, HEADS * KEY_DIM)).collect();
     let positions: Vec<u32> = lengths.iter().map(|&len| len as u32 - 1).collect();
     let mut out = vec![0.0; 3 * HEADS * VALUE_DIM];

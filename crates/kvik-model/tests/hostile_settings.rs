@@ -7,7 +7,7 @@ use kvik_kernels::ThreadPool;
 use kvik_kv::KvStore;
 use kvik_model::{
     Checkpoint, Model,
-    layers::{Logits, Span},
+    layers::{Logits, Phase, Span},
 };
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ fn run(folder: &Path) -> Result<(), String> {
     let mut workspace = model.workspace(1, CONTEXT_TOKENS);
     let mut cache = store.sequence();
     for tokens in [&[1, 2, 3, 4, 5][..], &[6]] {
-        let span = Span { cache: &mut cache, tokens, logits: Logits::Last };
+        let span = Span { cache: &mut cache, tokens, logits: Logits::Last, phase: Phase::Prefill };
         model.forward(&pool, &mut workspace, &mut store, &mut [span]).map_err(|error| error.to_string())?;
     }
     Ok(())

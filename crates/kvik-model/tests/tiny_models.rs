@@ -10,7 +10,7 @@ use kvik_kernels::ThreadPool;
 use kvik_kv::KvStore;
 use kvik_model::{
     Checkpoint, Model,
-    layers::{Logits, Span},
+    layers::{Logits, Phase, Span},
 };
 use serde::Deserialize;
 
@@ -46,7 +46,7 @@ fn logits(folder: &Path, ids: &[u32], threads: usize, chunk: usize) -> Vec<f32> 
     let mut cache = store.sequence();
     let mut out = Vec::new();
     for tokens in ids.chunks(chunk) {
-        let span = Span { cache: &mut cache, tokens, logits: Logits::All };
+        let span = Span { cache: &mut cache, tokens, logits: Logits::All, phase: Phase::Prefill };
         out.extend_from_slice(&model.forward(&pool, &mut workspace, &mut store, &mut [span]).unwrap());
     }
     out

@@ -4,7 +4,7 @@ use super::{KvBytes, LanguageModel};
 use crate::error::EngineError;
 use kvik_model::{
     Tokenizer,
-    layers::{Logits, Rows},
+    layers::{Logits, Phase, Rows},
 };
 
 /// A bigram model over bytes: the logits depend on the token before, and it remembers what it was asked to compute.
@@ -66,7 +66,7 @@ impl LanguageModel for Bigram {
         Self::VOCAB_SIZE
     }
 
-    fn forward(&mut self, tokens: &[u32], wanted: Logits) -> Result<Rows, EngineError> {
+    fn forward(&mut self, tokens: &[u32], wanted: Logits, _phase: Phase) -> Result<Rows, EngineError> {
         let asked = match wanted {
             Logits::None => &[],
             Logits::Last => &tokens[tokens.len() - 1..],

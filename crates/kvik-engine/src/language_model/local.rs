@@ -6,7 +6,7 @@ use kvik_kernels::ThreadPool;
 use kvik_kv::{KvStore, SequenceCache};
 use kvik_model::{
     Model,
-    layers::{Logits, Rows, Span, Workspace},
+    layers::{Logits, Phase, Rows, Span, Workspace},
 };
 
 /// A loaded model and what its forward passes need.
@@ -39,9 +39,9 @@ impl LanguageModel for BoundModel<'_> {
         self.local.model.config().vocabulary
     }
 
-    fn forward(&mut self, tokens: &[u32], wanted: Logits) -> Result<Rows, EngineError> {
+    fn forward(&mut self, tokens: &[u32], wanted: Logits, phase: Phase) -> Result<Rows, EngineError> {
         let LocalModel { model, store, workspace } = &mut *self.local;
-        let span = Span { cache: self.cache, tokens, logits: wanted };
+        let span = Span { cache: self.cache, tokens, logits: wanted, phase };
         Ok(model.forward(self.pool, workspace, store, &mut [span])?)
     }
 

@@ -7,7 +7,7 @@
 use std::{ops::Range, sync::Mutex};
 
 use super::{Partials, Queries, Reach, Tile, TileShape, fold, pack_query};
-use crate::{Isa, ThreadPool, disjoint::Disjoint};
+use crate::{Isa, Phase, ThreadPool, disjoint::Disjoint};
 
 /// Tiles that are folded into one partial before it is merged: 512 tokens, a piece that stays in the L2 cache.
 const SPAN_TILES: usize = 8;
@@ -54,6 +54,9 @@ pub trait CachedTiles: Sync {
 
     /// The query rows of a sequence, counted over the whole batch.
     fn rows(&self, sequence: usize) -> Range<usize>;
+
+    /// What those rows are computed for.
+    fn phase(&self, sequence: usize) -> Phase;
 
     /// One past the index of a head's last tile.
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize;

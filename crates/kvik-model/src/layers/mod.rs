@@ -20,3 +20,5 @@ pub use norm::{LayerNorm, RmsNorm};
 pub use pass::{Logits, Pass, Span, Workspace};
 pub use rope::{Angles, PairLayout, Rope, RopeScaling, RopeSettings};
 pub use rows::Rows;
+
+pub use kvik_kernels::Phase;

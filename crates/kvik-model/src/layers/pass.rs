@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kvik_kernels::{
-    ThreadPool,
+    Phase, ThreadPool,
     attention::{AttentionRows, AttentionScratch, AttentionShape},
     matmul::Activations,
 };
@@ -30,6 +30,8 @@ pub struct Span<'a> {
     pub tokens: &'a [u32],
     /// Which logits are wanted.
     pub logits: Logits,
+    /// What the tokens are computed for.
+    pub phase: Phase,
 }
 
 /// Space that passes reuse.
@@ -160,5 +162,9 @@ impl Sequences for Batch<'_, '_> {
     fn rows(&self, sequence: usize) -> Range<usize> {
         let start = self.0[..sequence].iter().map(|span| span.tokens.len()).sum();
         start..start + self.0[sequence].tokens.len()
+    }
+
+    fn phase(&self, sequence: usize) -> Phase {
+        self.0[sequence].phase
     }
 }

@@ -6,7 +6,7 @@ use kvik_kernels::ThreadPool;
 use kvik_kv::{KvStore, KvStoreError, SequenceCache};
 use kvik_model::{
     ForwardError, Model,
-    layers::{Logits, Span, Workspace},
+    layers::{Logits, Phase, Span, Workspace},
 };
 
 use super::figure::{Figure, PREFILL_CHUNK};
@@ -69,7 +69,7 @@ impl<'a> Subject<'a> {
         let mut chunks = tokens.chunks(PREFILL_CHUNK).peekable();
         while let Some(tokens) = chunks.next() {
             let logits = if chunks.peek().is_some() { Logits::None } else { Logits::Last };
-            let span = Span { cache, tokens, logits };
+            let span = Span { cache, tokens, logits, phase: Phase::Prefill };
             self.model.forward(self.pool, &mut self.workspace, &mut self.store, &mut [span])?;
         }
         Ok(())
@@ -85,7 +85,7 @@ impl<'a> Subject<'a> {
         let mut spans: Vec<Span<'_>> = caches
             .iter_mut()
             .zip(&next)
-            .map(|(cache, tokens)| Span { cache, tokens, logits: Logits::Last })
+            .map(|(cache, tokens)| Span { cache, tokens, logits: Logits::Last, phase: Phase::Decode })
             .collect();
         self.model.forward(self.pool, &mut self.workspace, &mut self.store, &mut spans)?;
         Ok(())

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvik_engine::Score;
+use kvik_engine::{Phase, Score};
 use kvik_model::tokenizer::EncodeOptions;
 use serde::Serialize;
 
@@ -26,6 +26,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     top: usize,
+    /// Compute the tokens as those of a prompt or, one arithmetic more exact where the processor has a fast one, as generated ones
+    #[arg(long, value_enum, default_value_t = PhaseName::Prefill)]
+    phase: PhaseName,
     /// One JSON object: token_ids, logprobs (natural logarithm, null for the first), perplexity, and top if asked for
     #[arg(long)]
     json: bool,
@@ -38,6 +41,22 @@ Examples:
   kvik score article.txt
   kvik score article.txt --json --top 5 --model gemma3-270m
   kvik tokenize --file article.txt --ids-only | kvik score - --ids";
+
+/// [`Phase`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum PhaseName {
+    Prefill,
+    Decode,
+}
+
+impl From<PhaseName> for Phase {
+    fn from(name: PhaseName) -> Self {
+        match name {
+            PhaseName::Prefill => Self::Prefill,
+            PhaseName::Decode => Self::Decode,
+        }
+    }
+}
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -70,7 +89,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
 
     let progress = progress_bar(ids.len());
-    let score = loaded.engine.score(&ids, args.top, &mut |done, _| progress.set_position(done as u64))?;
+    let score = loaded
+        .engine
+        .score(&ids, args.top, args.phase.into(), &mut |done, _| progress.set_position(done as u64))?;
     progress.finish_and_clear();
 
     let mut out = io::BufWriter::new(io::stdout().lock());

@@ -116,8 +116,8 @@ pub(super) fn dispatch(isa: Isa, program: impl Program) {
         Isa::Avx2 => program.run(unsafe { avx2::Avx2::new() }),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => program.run(unsafe { avx512::Avx512::new() }),
+        Isa::Avx512 | Isa::Amx => program.run(unsafe { avx512::Avx512::new() }),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => unreachable!("never detected on this architecture"),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("never detected on this architecture"),
     }
 }

@@ -3,7 +3,7 @@
 use std::{iter::repeat_with, ops::Range};
 
 use kvik_kernels::{
-    ThreadPool,
+    Phase, ThreadPool,
     attention::{
         AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Positions, Reach, TILE_TOKENS, Tile,
         TileShape, attend,
@@ -104,6 +104,10 @@ impl CachedTiles for Cache {
 
     fn rows(&self, _sequence: usize) -> Range<usize> {
         0..self.query_tokens
+    }
+
+    fn phase(&self, _sequence: usize) -> Phase {
+        if self.query_tokens > 1 { Phase::Prefill } else { Phase::Decode }
     }
 
     fn tiles(&self, _sequence: usize, _kv_head: usize) -> usize {
