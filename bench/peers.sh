@@ -39,6 +39,10 @@ llamacpp() {
         tar xzf "$dir"/llama_cpp_python-*.tar.gz --strip-components 1 -C "$source.part"
         # A file that points to a repository which is not there; ninja would ask cmake about it again and again.
         rm -f "$source.part/vendor/llama.cpp/.git"
+        # The headers of some compilers do not say that `ldtilecfg` reads the whole configuration, which then stays unwritten: on
+        # processors with AMX the program would die of an illegal instruction.
+        sed -i 's/_tile_loadconfig(&tc);/__asm__ volatile("" : : "r"(&tc) : "memory"); &/' \
+            "$source.part/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
         mv "$source.part" "$source"
     fi
 

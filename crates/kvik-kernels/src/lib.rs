@@ -22,5 +22,5 @@ pub mod roofline;
 pub mod rows;
 
 pub use isa::{Isa, UnknownIsa};
-pub use phase::Phase;
+pub use phase::{Phase, Phases};
 pub use pool::ThreadPool;

@@ -29,7 +29,7 @@ pub fn compute(isa: Isa, arithmetic: Arithmetic, turns: u64) -> u64 {
     let products = match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the set was found available just above.
-        Isa::Avx512 | Isa::Amx => unsafe { x86::compute_avx512(arithmetic, turns) },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::compute_avx512(arithmetic, turns) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::compute_avx2(arithmetic, turns) },
@@ -62,7 +62,7 @@ pub fn read(isa: Isa, bytes: &[u8]) -> u64 {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the set was found available just above.
-        Isa::Avx512 | Isa::Amx => unsafe { x86::read_avx512(bytes) },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::read_avx512(bytes) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::read_avx2(bytes) },

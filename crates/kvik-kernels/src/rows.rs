@@ -28,7 +28,7 @@ macro_rules! per_isa {
                 fn avx512($($arg: $ty),*) { body($($arg),*) }
                 match Isa::active() {
                     // SAFETY: the active set is one that this processor has.
-                    Isa::Avx512 | Isa::Amx => return unsafe { avx512($($arg),*) },
+                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     Isa::Scalar => {}

@@ -155,7 +155,9 @@ pub fn fold(
         Isa::Avx2 => unsafe { avx2::fold(shape, queries, tile, partials) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => unsafe { avx512::fold(shape, queries, tile, next, partials) },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe {
+            avx512::fold(shape, queries, tile, next, partials)
+        },
         #[cfg(not(target_arch = "x86_64"))]
         _ => scalar::fold(shape, queries, tile, partials),
     }

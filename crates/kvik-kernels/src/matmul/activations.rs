@@ -6,12 +6,19 @@
 //! divergence of about 0.003 from its exact next-token distribution, and three of a hundred top tokens; two planes cost
 //! 0.00001, less than the rounding of a bf16 cache. Everything that depends on a block of activations alone is stored
 //! beside its codes, so that a kernel reads one stream for each row. Floating-point weights meet the `f32` rows.
+//!
+//! The rows of prompts are rounded to bf16 instead where that is how they are multiplied.
 
 use super::{
     PackedMatrix,
+    bf16::{self, Bf16Rows},
     lanes::{Kernel, Lanes, Program, dispatch},
 };
-use crate::{Isa, ThreadPool, disjoint::Disjoint, quant::TensorType, quant::block_format::BLOCK};
+use crate::{
+    Isa, Phase, Phases, ThreadPool,
+    disjoint::Disjoint,
+    quant::{TensorType, block_format::BLOCK},
+};
 
 /// Elements below which a parallel region costs more than it gains.
 const PARALLEL_ELEMENTS: usize = 16 << 10;
@@ -41,12 +48,17 @@ const MAX_CODE: i32 = 127 * 128;
 /// A workspace: it keeps its memory, so that after the largest batch was seen no call allocates.
 #[derive(Default)]
 pub struct Activations {
-    rows: usize,
+    phases: Phases,
     cols: usize,
+    /// Of rows that are multiplied in integers; the others' are not filled.
     blocks: Vec<QuantizedBlock>,
+    /// Of rows that are multiplied in bf16; the others' are not filled.
+    bf16_rows: Bf16Rows,
     floats: Vec<f32>,
-    /// Which of the two are filled.
+    prefills_in_bf16: bool,
+    /// Which are filled.
     has_blocks: bool,
+    has_bf16_rows: bool,
     has_floats: bool,
 }
 
@@ -56,7 +68,8 @@ impl Activations {
         Self::default()
     }
 
-    /// Prepares `x`, `[rows, cols]`, for products with these `weights` only: no copy that they do not need.
+    /// Prepares `x`, `[rows, cols]` with rows of these `phases`, for products with these `weights` only: no copy that they
+    /// do not need.
     ///
     /// # Panics
     /// If `x` has another length.
@@ -64,20 +77,40 @@ impl Activations {
         &mut self,
         pool: &ThreadPool,
         x: &[f32],
-        rows: usize,
+        phases: &Phases,
         cols: usize,
         weights: impl IntoIterator<Item = &'a PackedMatrix>,
     ) {
-        let (mut floats, mut blocks) = (false, false);
+        self.set_for_isa(Isa::active(), pool, x, phases, cols, weights);
+    }
+
+    /// [`Self::set_for`] products on a given instruction set, for tests and measurements.
+    ///
+    /// # Panics
+    /// As [`Self::set_for`], and if this processor does not have `isa`.
+    pub fn set_for_isa<'a>(
+        &mut self,
+        isa: Isa,
+        pool: &ThreadPool,
+        x: &[f32],
+        phases: &Phases,
+        cols: usize,
+        weights: impl IntoIterator<Item = &'a PackedMatrix>,
+    ) {
+        let (mut floats, mut quantized, mut bf16) = (false, false, false);
         for weight in weights {
             floats |= is_float(weight.ty());
-            blocks |= !is_float(weight.ty());
+            quantized |= !is_float(weight.ty());
+            bf16 |= bf16::takes(weight.ty());
         }
-        assert_eq!(rows.checked_mul(cols), Some(x.len()), "activations are [rows, cols]");
-        (self.rows, self.cols) = (rows, cols);
+        assert_eq!(phases.rows().checked_mul(cols), Some(x.len()), "activations are [rows, cols]");
+        self.phases.clone_from(phases);
+        self.cols = cols;
+        self.prefills_in_bf16 = isa.prefills_in_bf16();
         self.has_floats = floats;
         // No quantised format has rows that are not made of whole blocks.
-        self.has_blocks = blocks && cols.is_multiple_of(BLOCK);
+        self.has_blocks = quantized && cols.is_multiple_of(BLOCK);
+        self.has_bf16_rows = bf16 && self.prefills_in_bf16;
         if self.has_floats {
             self.floats.clear();
             self.floats.extend_from_slice(x);
@@ -87,13 +120,26 @@ impl Activations {
             if self.blocks.len() < count {
                 self.blocks.resize(count, QuantizedBlock::default());
             }
-            dispatch(Isa::active(), Quantize { pool, x, blocks: Disjoint::new(&mut self.blocks[..count]) });
         }
+        if self.has_bf16_rows {
+            self.bf16_rows.resize(phases.rows(), cols);
+        }
+        dispatch(isa, Prepare { pool, x, acts: self });
     }
 
     /// Rows of the last [`Self::set_for`].
     pub fn rows(&self) -> usize {
-        self.rows
+        self.phases.rows()
+    }
+
+    /// What they are computed for.
+    pub(super) fn phases(&self) -> &Phases {
+        &self.phases
+    }
+
+    /// Whether rows of prompts are multiplied in bf16, with weights that are.
+    pub(super) fn prefills_in_bf16(&self) -> bool {
+        self.prefills_in_bf16
     }
 
     /// Elements of a row of the last [`Self::set_for`].
@@ -104,7 +150,13 @@ impl Activations {
     /// The quantised rows, `[rows, cols / 32]`.
     pub(super) fn blocks(&self) -> &[QuantizedBlock] {
         assert!(self.has_blocks, "the activations were not prepared for quantised weights");
-        &self.blocks[..self.rows * self.cols / BLOCK]
+        &self.blocks[..self.rows() * self.cols / BLOCK]
+    }
+
+    /// The rows of prompts in bf16.
+    pub(super) fn bf16_rows(&self) -> &Bf16Rows {
+        assert!(self.has_bf16_rows, "the activations were not prepared for products in bf16");
+        &self.bf16_rows
     }
 
     /// The rows as they were set, `[rows, cols]`.
@@ -118,22 +170,39 @@ pub(super) fn is_float(ty: TensorType) -> bool {
     matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16)
 }
 
-struct Quantize<'a> {
+/// Fills what the products need, run of rows by run of rows.
+struct Prepare<'a> {
     pool: &'a ThreadPool,
     x: &'a [f32],
-    blocks: Disjoint<'a, QuantizedBlock>,
+    acts: &'a mut Activations,
 }
 
-impl Program for Quantize<'_> {
+impl Program for Prepare<'_> {
     fn run<L: Lanes + Sync>(self, lanes: L) {
-        let grain = if self.x.len() < PARALLEL_ELEMENTS { usize::MAX } else { PARALLEL_ELEMENTS / BLOCK / 4 };
-        let (from, _) = self.x.as_chunks::<BLOCK>();
-        self.pool.for_each_piece(from.len(), grain, |piece| {
-            // SAFETY: pieces are disjoint.
-            let to = unsafe { self.blocks.slice(piece.clone()) };
-            lanes.enter(QuantizeBlocks { from: &from[piece], to });
-        });
+        let Self { pool, x, acts } = self;
+        let cols = acts.cols;
+        for (rows, phase) in acts.phases.runs() {
+            if phase == Phase::Prefill && acts.prefills_in_bf16 {
+                if acts.has_bf16_rows {
+                    acts.bf16_rows.fill(lanes, pool, x, cols, rows);
+                }
+            } else if acts.has_blocks {
+                let blocks = rows.start * cols / BLOCK..rows.end * cols / BLOCK;
+                quantize(lanes, pool, &x[rows.start * cols..rows.end * cols], &mut acts.blocks[blocks]);
+            }
+        }
     }
+}
+
+fn quantize<L: Lanes + Sync>(lanes: L, pool: &ThreadPool, x: &[f32], blocks: &mut [QuantizedBlock]) {
+    let grain = if x.len() < PARALLEL_ELEMENTS { usize::MAX } else { PARALLEL_ELEMENTS / BLOCK / 4 };
+    let (from, _) = x.as_chunks::<BLOCK>();
+    let blocks = Disjoint::new(blocks);
+    pool.for_each_piece(from.len(), grain, |piece| {
+        // SAFETY: pieces are disjoint.
+        let to = unsafe { blocks.slice(piece.clone()) };
+        lanes.enter(QuantizeBlocks { from: &from[piece], to });
+    });
 }
 
 struct QuantizeBlocks<'a> {

@@ -12,6 +12,7 @@ use super::{
     activations::QuantizedBlock,
     lanes::{Kernel, LANES, Lanes},
     panel::{GROUP_CODES, PAIRS, Packed, PanelFormat},
+    prefetch,
 };
 use crate::quant::block_format::{BLOCK, BlockFormat};
 
@@ -76,13 +77,6 @@ impl<F: PanelFormat, const P: usize, const R: usize> Kernel for IntegerTile<'_, 
                 }
             }
         }
-    }
-}
-
-#[inline(always)]
-fn prefetch<L: Lanes>(lanes: L, from: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        lanes.prefetch(from.wrapping_add(line));
     }
 }
 

@@ -6,19 +6,21 @@
 //! let weight = builder.finish()?;
 //!
 //! let mut acts = Activations::new();                                        // once for each model
-//! acts.set_for(&pool, &x, rows, in_features, [&wq, …]);                     // once for each set of matrices
+//! acts.set_for(&pool, &x, &phases, in_features, [&wq, …]);                  // once for each set of matrices
 //! matmul(&pool, &acts, &mut [Product { weight: &wq, bias: None, out: &mut q, accumulate: false }, …]);
 //! ```
 //!
 //! Weights keep the precision of their file. Products with quantised weights are integer products of blocks of 32
 //! inputs, with activations in 15 bits ([`Activations`]); products with floating-point weights are in `f32` throughout.
+//! Only the rows of prompts ([`Phase::Prefill`]), on sets that multiply bf16 faster, take products in bf16 (see `bf16`).
 //!
-//! How the work is cut: a piece is two panels (32 output features) by up to 96 rows. For few rows the
+//! How the work is cut: a piece is two panels (32 output features) by up to 96 rows, in bf16 up to 512. For few rows the
 //! weights are decoded in registers on their way to the multiplier; for more, a chunk of both panels is first taken
 //! apart into the first-level cache, and tiles of a few rows run over it. Either way a row's result has
 //! the same bits (see `integer_tile`), so that neither batching nor threads can be told from the output.
 
 mod activations;
+mod bf16;
 mod float_tile;
 mod integer_tile;
 mod lanes;
@@ -36,7 +38,7 @@ use self::{
     lanes::{Lanes, Program, dispatch},
     piece::{Output, PIECE_PANELS, Piece, ROW_BLOCK},
 };
-use crate::{Isa, ThreadPool, disjoint::Disjoint};
+use crate::{Isa, Phase, ThreadPool, disjoint::Disjoint};
 
 /// How far ahead of its use a panel is asked for. The hardware's prefetcher stops at pages and waits for a pattern; this
 /// much in flight brings one row from 30 to 38 GB/s and four from 15-25 to 35 GB/s out of memory (2 to 4 KiB: less).
@@ -74,10 +76,11 @@ pub fn matmul(pool: &ThreadPool, acts: &Activations, products: &mut [Product<'_>
 /// As [`matmul`], and if this processor does not have `isa`.
 pub fn matmul_with(isa: Isa, pool: &ThreadPool, acts: &Activations, products: &mut [Product<'_>]) {
     assert!(products.len() <= MAX_PRODUCTS, "{} products in one region", products.len());
-    dispatch(isa, Matmul { pool, acts, products });
+    dispatch(isa, Matmul { isa, pool, acts, products });
 }
 
 struct Matmul<'a, 'b> {
+    isa: Isa,
     pool: &'a ThreadPool,
     acts: &'a Activations,
     products: &'a mut [Product<'b>],
@@ -85,7 +88,7 @@ struct Matmul<'a, 'b> {
 
 impl Program for Matmul<'_, '_> {
     fn run<L: Lanes + Sync>(self, lanes: L) {
-        let Self { pool, acts, products } = self;
+        let Self { isa, pool, acts, products } = self;
         let mut work = [const { None }; MAX_PRODUCTS];
         let (mut units, mut bytes) = (0, 0);
         for (product, work) in products.iter_mut().zip(&mut work) {
@@ -104,12 +107,13 @@ impl Program for Matmul<'_, '_> {
             bytes += weight.bytes();
             *work = Some((weight, out));
         }
-        let blocks = row_blocks(acts.rows());
+        let blocks = row_blocks(acts);
         let grain = grain(pool, acts.rows(), units, bytes);
+        let count = blocks.clone().count();
         // Row blocks outermost: their activations stay in the second-level cache while the weights stream by.
-        pool.for_each_piece(units * blocks.len(), grain, |indices| {
+        pool.for_each_piece(units * count, grain, |indices| {
             for index in indices {
-                let rows = blocks.clone().nth(index / units).expect("one of the row blocks");
+                let (rows, in_bf16) = blocks.clone().nth(index / units).expect("one of the row blocks");
                 let mut unit = index % units;
                 for (weight, out) in work.iter().flatten() {
                     let its_units = weight.panels().div_ceil(PIECE_PANELS);
@@ -118,7 +122,11 @@ impl Program for Matmul<'_, '_> {
                         let panels = first..weight.panels().min(first + PIECE_PANELS);
                         // SAFETY: every index is another part of an output, and is handed out once.
                         let piece = unsafe { Piece::new(acts, weight, panels, rows, out) };
-                        piece.multiply(lanes);
+                        if in_bf16 {
+                            piece.multiply_prompt(isa, lanes)
+                        } else {
+                            piece.multiply(lanes)
+                        }
                         break;
                     }
                     unit -= its_units;
@@ -132,10 +140,29 @@ fn check_columns(acts: &Activations, weight: &PackedMatrix) {
     assert_eq!(acts.cols(), weight.in_features(), "activation rows and weight rows differ in length");
 }
 
-/// Even cuts of `0..rows` into blocks of at most [`ROW_BLOCK`].
-fn row_blocks(rows: usize) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
-    let blocks = rows.div_ceil(ROW_BLOCK);
-    (0..blocks).map(move |block| rows * block / blocks..rows * (block + 1) / blocks)
+/// Even cuts of the rows of each phase into blocks, and whether a block is multiplied in bf16 where its weights are.
+fn row_blocks(acts: &Activations) -> impl Iterator<Item = (Range<usize>, bool)> + Clone {
+    acts.phases().runs().flat_map(|(rows, phase)| {
+        let in_bf16 = phase == Phase::Prefill && acts.prefills_in_bf16();
+        // Those in bf16 are made of whole tiles.
+        let (unit, most) = if in_bf16 { (bf16::TILE_ROWS, bf16::ROW_BLOCK) } else { (1, ROW_BLOCK) };
+        let units = rows.start / unit..rows.end.div_ceil(unit);
+        even_cuts(units, most / unit)
+            .map(move |block| (rows.start.max(block.start * unit)..rows.end.min(block.end * unit), in_bf16))
+    })
+}
+
+/// Even cuts of `rows` into ranges of at most `most`.
+fn even_cuts(rows: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let (start, len, cuts) = (rows.start, rows.len(), rows.len().div_ceil(most));
+    (0..cuts).map(move |cut| start + len * cut / cuts..start + len * (cut + 1) / cuts)
+}
+
+#[inline(always)]
+fn prefetch<L: Lanes>(lanes: L, from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        lanes.prefetch(from.wrapping_add(line));
+    }
 }
 
 /// How many units (pairs of panels) a thread takes at a time.

@@ -3,13 +3,14 @@
 use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
 use super::{
-    Activations, PackedMatrix,
+    Activations, PackedMatrix, bf16, even_cuts,
     float_tile::{Bf16, Element, F16, F32, FloatTile},
     integer_tile::{IntegerTile, Unpack, unpacked_block_bytes},
     lanes::{Kernel, LANES, Lanes},
     panel::{Packed, PanelFormat, Unpacked},
 };
 use crate::{
+    Isa,
     disjoint::Disjoint,
     quant::{
         TensorType,
@@ -44,6 +45,24 @@ pub(super) struct Output<'a> {
     /// `[features]`.
     pub(super) bias: Option<&'a [f32]>,
     pub(super) accumulate: bool,
+}
+
+impl Output<'_> {
+    /// Writes the sums of a tile. Tile by tile, so that the stores drain while the next tile computes: writing a whole
+    /// piece at its end cost 18 % of a prefill.
+    pub(super) fn finish<L: Lanes, const P: usize>(
+        &self,
+        lanes: L,
+        panels: Range<usize>,
+        rows: Range<usize>,
+        sums: &[[[f32; LANES]; P]],
+    ) {
+        let &Self { ref values, features: stride, bias, accumulate } = self;
+        let (first, end) = (panels.start * LANES, stride.min(panels.end * LANES));
+        let bias = bias.map(|bias| &bias[first..end]);
+        let (start, width) = (rows.start * stride + first, end - first);
+        lanes.enter(Finish { sums, values, start, stride, width, bias, accumulate });
+    }
 }
 
 /// Rows `rows` of the activations times panels `panels` (one or two) of the weights.
@@ -81,6 +100,24 @@ impl<'a> Piece<'a> {
         Self { acts, weight, panels, rows, out }
     }
 
+    /// As [`Self::multiply`], in bf16 where the weights are multiplied so.
+    pub(super) fn multiply_prompt<L: Lanes>(self, isa: Isa, lanes: L) {
+        if bf16::takes(self.weight.ty()) {
+            return bf16::multiply(
+                isa,
+                lanes,
+                self.acts.bf16_rows(),
+                self.weight,
+                self.panels,
+                self.rows,
+                self.out,
+            );
+        }
+        for rows in even_cuts(self.rows.clone(), ROW_BLOCK) {
+            Self { rows, panels: self.panels.clone(), ..self }.multiply(lanes);
+        }
+    }
+
     pub(super) fn multiply<L: Lanes>(self, lanes: L) {
         with_block_format!(
             self.weight.ty(),
@@ -105,7 +142,7 @@ impl<'a> Piece<'a> {
     fn few_rows<L: Lanes, F: BlockFormat>(&self, lanes: L) {
         let blocks = self.acts.cols() / BLOCK;
         for panel in self.panels.clone() {
-            for tile in tiles(self.rows.clone(), FUSED_TILE_ROWS) {
+            for tile in even_cuts(self.rows.clone(), FUSED_TILE_ROWS) {
                 let mut sums = [[[0.0; LANES]; 1]; FUSED_TILE_ROWS];
                 with_rows!(tile.len(), [1 2 3 4 5 6], R => lanes.enter(IntegerTile::<Packed<F>, 1, R> {
                     panels: [self.weight.panel(panel).as_ptr()],
@@ -115,7 +152,7 @@ impl<'a> Piece<'a> {
                     sums: &mut sums[..R],
                     format: PhantomData,
                 }));
-                self.finish(lanes, panel..panel + 1, tile.clone(), &sums[..tile.len()]);
+                self.out.finish(lanes, panel..panel + 1, tile.clone(), &sums[..tile.len()]);
             }
         }
     }
@@ -137,7 +174,7 @@ impl<'a> Piece<'a> {
             // A piece of one panel computes it twice, and drops the second result.
             let start = scratch.0.as_ptr().cast::<u8>();
             let panels = [start, start.wrapping_add((self.panels.len() - 1) * chunk_bytes)];
-            for tile in tiles(self.rows.clone(), TILE_ROWS) {
+            for tile in even_cuts(self.rows.clone(), TILE_ROWS) {
                 let sums = &mut sums[tile.start - self.rows.start..tile.end - self.rows.start];
                 with_rows!(tile.len(), [1 2 3 4], R => lanes.enter(IntegerTile::<U, PIECE_PANELS, R> {
                     panels,
@@ -148,7 +185,7 @@ impl<'a> Piece<'a> {
                     format: PhantomData,
                 }));
                 if first + count == blocks {
-                    self.finish(lanes, self.panels.clone(), tile, sums);
+                    self.out.finish(lanes, self.panels.clone(), tile, sums);
                 }
             }
         }
@@ -162,7 +199,7 @@ impl<'a> Piece<'a> {
             let inputs = CHUNK_INPUTS.min(cols - first);
             let panels = [self.panels.start, self.panels.end - 1]
                 .map(|panel| &self.weight.panel(panel)[first * LANES * E::BYTES..]);
-            for tile in tiles(self.rows.clone(), L::FLOAT_TILE_ROWS) {
+            for tile in even_cuts(self.rows.clone(), L::FLOAT_TILE_ROWS) {
                 let sums = &mut sums[tile.start - self.rows.start..tile.end - self.rows.start];
                 with_rows!(tile.len(), [1 2 3 4 5 6], R => lanes.enter(FloatTile::<E, PIECE_PANELS, R> {
                     panels,
@@ -173,33 +210,11 @@ impl<'a> Piece<'a> {
                     element: PhantomData,
                 }));
                 if first + inputs == cols {
-                    self.finish(lanes, self.panels.clone(), tile, sums);
+                    self.out.finish(lanes, self.panels.clone(), tile, sums);
                 }
             }
         }
     }
-
-    /// Writes the sums of a tile. Tile by tile, so that the stores drain while the next tile computes: writing a whole
-    /// piece at its end cost 18 % of a prefill.
-    fn finish<L: Lanes, const P: usize>(
-        &self,
-        lanes: L,
-        panels: Range<usize>,
-        rows: Range<usize>,
-        sums: &[[[f32; LANES]; P]],
-    ) {
-        let &Output { ref values, features: stride, bias, accumulate } = self.out;
-        let (first, end) = (panels.start * LANES, stride.min(panels.end * LANES));
-        let bias = bias.map(|bias| &bias[first..end]);
-        let (start, width) = (rows.start * stride + first, end - first);
-        lanes.enter(Finish { sums, values, start, stride, width, bias, accumulate });
-    }
-}
-
-/// Even cuts of `rows` into tiles of at most `most`.
-fn tiles(rows: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let (start, len, tiles) = (rows.start, rows.len(), rows.len().div_ceil(most));
-    (0..tiles).map(move |tile| start + len * tile / tiles..start + len * (tile + 1) / tiles)
 }
 
 /// The sums of a piece, `[rows][panels][16]`, while its chunks are added up.

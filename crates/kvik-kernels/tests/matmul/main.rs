@@ -4,7 +4,7 @@
 mod matrix;
 
 use kvik_kernels::{
-    Isa, ThreadPool,
+    Isa, Phase, Phases, ThreadPool,
     matmul::{Activations, PackError, PackedMatrix, Product, matmul_with},
     quant::TensorType,
 };
@@ -12,10 +12,14 @@ use matrix::{Random, Stored};
 use proptest::prelude::*;
 
 fn run(isa: Isa, threads: usize, weight: &PackedMatrix, x: &[f32]) -> Vec<f32> {
-    let rows = x.len() / weight.in_features();
+    run_phases(isa, threads, weight, x, &Phases::all(x.len() / weight.in_features(), Phase::Decode))
+}
+
+fn run_phases(isa: Isa, threads: usize, weight: &PackedMatrix, x: &[f32], phases: &Phases) -> Vec<f32> {
+    let rows = phases.rows();
     let pool = ThreadPool::new(threads);
     let mut acts = Activations::new();
-    acts.set_for(&pool, x, rows, weight.in_features(), [weight]);
+    acts.set_for_isa(isa, &pool, x, phases, weight.in_features(), [weight]);
     let mut out = vec![f32::NAN; rows * weight.out_features()];
     matmul_with(isa, &pool, &acts, &mut [Product { weight, bias: None, out: &mut out, accumulate: false }]);
     out
@@ -106,6 +110,50 @@ proptest! {
     }
 
     #[test]
+    fn prompts_are_multiplied_within_the_rounding_of_bf16((ty, rows, out_features, in_features, seed) in shapes()) {
+        let mut random = Random(seed);
+        let stored = Stored::random(ty, out_features, in_features, &mut random);
+        let weight = stored.pack();
+        let x = random.floats(rows * in_features);
+        let prompt = Phases::all(rows, Phase::Prefill);
+        for isa in Isa::available() {
+            let out = run_phases(isa, 1, &weight, &x, &prompt);
+            for (i, &got) in out.iter().enumerate() {
+                let (row, o) = (i / out_features, i % out_features);
+                let (want, bound) = stored.product_in_bf16(&x[row * in_features..][..in_features], o);
+                let error = (f64::from(got) - want).abs();
+                prop_assert!(error <= bound, "{ty} on {isa}: {got}, not {want} ± {bound:e}");
+            }
+        }
+    }
+
+    /// Each row of a batch of prompts and decoded tokens has the bits that it has alone in its phase.
+    #[test]
+    fn phases_share_a_batch_without_a_trace(
+        (ty, rows, out, columns, seed) in shapes(),
+        cuts in prop::collection::vec((1..40usize, any::<bool>()), 1..4),
+    ) {
+        let mut random = Random(seed);
+        let weight = Stored::random(ty, out, columns, &mut random).pack();
+        let mut phases = Phases::default();
+        for (cut, prompt) in cuts {
+            phases.push(cut.min(rows), if prompt { Phase::Prefill } else { Phase::Decode });
+        }
+        let x = random.floats(phases.rows() * columns);
+        for isa in Isa::available() {
+            let batch = run_phases(isa, 1, &weight, &x, &phases);
+            prop_assert_eq!(bits(&batch), bits(&run_phases(isa, 3, &weight, &x, &phases)));
+            for (rows, phase) in phases.runs() {
+                for row in rows {
+                    let x = &x[row * columns..][..columns];
+                    let alone = run_phases(isa, 1, &weight, x, &Phases::all(1, phase));
+                    prop_assert_eq!(bits(&alone), bits(&batch[row * out..][..out]), "{} on {}, row {}", ty, isa, row);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn packing_keeps_every_number((ty, _, out, columns, seed) in shapes(), piece in 1..50usize) {
         let stored = Stored::random(ty, out, columns, &mut Random(seed));
         let pool = ThreadPool::new(2);
@@ -173,7 +221,7 @@ fn products_of_one_region_are_those_of_several() {
         for rows in [1, 3, 9] {
             let x = random.floats(rows * 256);
             let mut acts = Activations::new();
-            acts.set_for(&pool, &x, rows, 256, &weights);
+            acts.set_for_isa(isa, &pool, &x, &Phases::all(rows, Phase::Decode), 256, &weights);
             let mut outs = weights.each_ref().map(|weight| vec![0.0; rows * weight.out_features()]);
             let mut products: Vec<Product> = weights
                 .iter()
@@ -197,7 +245,7 @@ fn bias_and_residual_are_added_to_the_product() {
         let (bias, residual, x) = (random.floats(35), random.floats(7 * 35), random.floats(7 * 64));
         let plain = run(Isa::active(), 1, &weight, &x);
         let mut acts = Activations::new();
-        acts.set_for(&pool, &x, 7, 64, [&weight]);
+        acts.set_for(&pool, &x, &Phases::all(7, Phase::Decode), 64, [&weight]);
         for (with_bias, accumulate) in [(true, false), (false, true), (true, true)] {
             let mut out = residual.clone();
             let bias_given = with_bias.then_some(&bias[..]);

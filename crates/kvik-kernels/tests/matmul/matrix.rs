@@ -119,4 +119,13 @@ impl Stored {
         let steps = if self.is_float() || exact { 0.0 } else { 1.001 * steps };
         (sum, rounding + steps)
     }
+
+    /// The product and a bound on the error of one whose operands were rounded to bf16: half a unit in the last of 8 bits,
+    /// for each of both, and the `f32` rounding of the sum; or of one that is more exact.
+    pub fn product_in_bf16(&self, x: &[f32], o: usize) -> (f64, f64) {
+        let weights = &self.values[o * self.in_features..][..self.in_features];
+        let magnitude: f64 = weights.iter().zip(x).map(|(&w, &x)| f64::from((w * x).abs())).sum();
+        let (product, exact_bound) = self.product(x, o, false);
+        (product, exact_bound + magnitude * (2.0 * 2f64.powi(-9) + 2f64.powi(-18)) * 1.001)
+    }
 }

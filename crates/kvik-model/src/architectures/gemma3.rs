@@ -73,7 +73,8 @@ impl Network for Gemma3 {
             let h = block.post_mlp_norm.apply(pass, &h);
             x.add(pass.pool, &h);
         }
-        let h = self.norm.apply(pass, &pass.logit_rows(&x));
+        let x = pass.logit_rows(&x);
+        let h = self.norm.apply(pass, &x);
         self.output.apply(pass, &h)
     }
 

@@ -64,7 +64,8 @@ impl Network for GptNeoX {
                 block.mlp.add_to(pass, &for_mlp, &mut x);
             }
         }
-        let h = self.norm.apply(pass, &pass.logit_rows(&x));
+        let x = pass.logit_rows(&x);
+        let h = self.norm.apply(pass, &x);
         self.output.apply(pass, &h)
     }
 

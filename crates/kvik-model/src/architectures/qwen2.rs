@@ -56,7 +56,8 @@ impl Network for Qwen2 {
             let h = block.mlp_norm.apply(pass, &x);
             block.mlp.add_to(pass, &h, &mut x);
         }
-        let h = self.norm.apply(pass, &pass.logit_rows(&x));
+        let x = pass.logit_rows(&x);
+        let h = self.norm.apply(pass, &x);
         self.output.apply(pass, &h)
     }
 

@@ -2,7 +2,7 @@
 
 use kvik_kernels::matmul::{PackedMatrix, Product, matmul};
 
-use super::{Pass, Rows};
+use super::{Pass, Rows, Workspace};
 
 /// `y = W x + b`, with the weights packed for the kernels.
 pub struct Linear {
@@ -49,7 +49,8 @@ impl Linear {
 impl Pass<'_, '_> {
     fn multiply(&mut self, x: &Rows, products: &mut [Product<'_>]) {
         let weights = products.iter().map(|product| product.weight);
-        self.workspace.activations.set_for(self.pool, x, x.rows(), x.cols(), weights);
-        matmul(self.pool, &self.workspace.activations, products);
+        let Workspace { activations, phases, .. } = &mut *self.workspace;
+        activations.set_for(self.pool, x, phases, x.cols(), weights);
+        matmul(self.pool, activations, products);
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kvik_kernels::{
-    Phase, ThreadPool,
+    Phase, Phases, ThreadPool,
     attention::{AttentionRows, AttentionScratch, AttentionShape},
     matmul::Activations,
 };
@@ -40,6 +40,7 @@ pub struct Workspace {
     attention: AttentionScratch,
     tokens: Vec<u32>,
     positions: Vec<u32>,
+    pub(crate) phases: Phases,
     logit_rows: Vec<usize>,
 }
 
@@ -51,6 +52,7 @@ impl Workspace {
             attention: AttentionScratch::new(threads, shape, context_tokens),
             tokens: Vec::new(),
             positions: Vec::new(),
+            phases: Phases::default(),
             logit_rows: Vec::new(),
         }
     }
@@ -75,10 +77,12 @@ impl<'a, 'b> Pass<'a, 'b> {
     ) -> Self {
         workspace.tokens.clear();
         workspace.positions.clear();
+        workspace.phases.clear();
         workspace.logit_rows.clear();
         for span in spans.iter() {
             let (row, position) = (workspace.tokens.len(), span.cache.len() as u32);
             workspace.tokens.extend_from_slice(span.tokens);
+            workspace.phases.push(span.tokens.len(), span.phase);
             workspace.positions.extend(position..position + span.tokens.len() as u32);
             let rows = row..workspace.tokens.len();
             match span.logits {
@@ -105,12 +109,15 @@ impl<'a, 'b> Pass<'a, 'b> {
         &self.workspace.positions
     }
 
-    /// The rows of `x` for which logits are wanted.
-    pub fn logit_rows(&self, x: &Rows) -> Rows {
+    /// The rows of `x` for which logits are wanted. From here on the pass has these rows only, and multiplies them as
+    /// decoding does: nothing averages out errors of the logits.
+    pub fn logit_rows(&mut self, x: &Rows) -> Rows {
         let mut out = Rows::new(self.workspace.logit_rows.len(), x.cols());
         for (row, &source) in self.workspace.logit_rows.iter().enumerate() {
             out[row * x.cols()..(row + 1) * x.cols()].copy_from_slice(x.row(source));
         }
+        self.workspace.phases.clear();
+        self.workspace.phases.push(out.rows(), Phase::Decode);
         out
     }
 

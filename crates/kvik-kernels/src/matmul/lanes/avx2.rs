@@ -130,6 +130,38 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn floats_of_codes(self, codes: [__m256i; 2]) -> [[__m256; 2]; 4] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let byte = _mm256_set1_epi32(0xff);
+            let first = codes.map(|codes| _mm256_and_si256(codes, byte));
+            let second = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi32::<8>(codes), byte));
+            let third = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi32::<16>(codes), byte));
+            let fourth = codes.map(|codes| _mm256_srli_epi32::<24>(codes));
+            [first, second, third, fourth].map(|ints| ints.map(|ints| _mm256_cvtepi32_ps(ints)))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(self, sums: [__m256; 2], weights: [__m256i; 2], activations: i32) -> [__m256; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let even = _mm256_castsi256_ps(_mm256_set1_epi32(activations << 16));
+            let odd =
+                _mm256_and_ps(_mm256_castsi256_ps(_mm256_set1_epi32(activations)), _mm256_castsi256_ps(high));
+            let mut sums = sums;
+            for i in 0..2 {
+                let of_even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(weights[i]));
+                let of_odd = _mm256_castsi256_ps(_mm256_and_si256(weights[i], high));
+                sums[i] = _mm256_fmadd_ps(of_even, even, sums[i]);
+                sums[i] = _mm256_fmadd_ps(of_odd, odd, sums[i]);
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, from: *const u8) {
         // SAFETY: `self` proves the instruction, which reads nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
@@ -162,6 +194,30 @@ impl Lanes for Avx2 {
         unsafe {
             _mm256_storeu_ps(to, floats[0]);
             _mm256_storeu_ps(to.add(8), floats[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, floats: [[__m256; 2]; 2], to: *mut u16) {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe {
+            for (i, floats) in floats.into_iter().enumerate() {
+                // Packing goes by halves of a register, and the permutation puts the quarters in order.
+                let packed = _mm256_packus_epi32(round_bf16(floats[0]), round_bf16(floats[1]));
+                let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+                _mm256_storeu_si256(to.add(16 * i).cast(), ordered);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(self, floats: [[__m256; 2]; 2], to: *mut u16) {
+        // SAFETY: `self` proves the instructions, the caller the memory.
+        unsafe {
+            for i in 0..2 {
+                let odd = _mm256_slli_epi32::<16>(round_bf16(floats[1][i]));
+                _mm256_storeu_si256(to.add(16 * i).cast(), _mm256_or_si256(round_bf16(floats[0][i]), odd));
+            }
         }
     }
 
@@ -207,6 +263,23 @@ impl Lanes for Avx2 {
             let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()));
             [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
         }
+    }
+}
+
+/// To the nearest bf16, ties to even, in the low half of each lane. What is no number stays none.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn round_bf16(floats: __m256) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm256_castps_si256(floats);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+        let no_number = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(floats, floats));
+        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, no_number))
     }
 }
 

@@ -107,6 +107,29 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn floats_of_codes(self, codes: __m512i) -> [__m512; 4] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let byte = _mm512_set1_epi32(0xff);
+            [
+                _mm512_cvtepi32_ps(_mm512_and_si512(codes, byte)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(codes), byte)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<16>(codes), byte)),
+                _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(codes)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(self, sums: __m512, weights: __m512i, activations: i32) -> __m512 {
+        // SAFETY: `self` proves the instructions; all types are 512 bits of plain numbers.
+        unsafe {
+            let activations: __m512bh = std::mem::transmute(_mm512_set1_epi32(activations));
+            _mm512_dpbf16_ps(sums, std::mem::transmute::<__m512i, __m512bh>(weights), activations)
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, from: *const u8) {
         // SAFETY: `self` proves the instruction, which reads nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
@@ -134,6 +157,35 @@ impl Lanes for Avx512 {
     unsafe fn store(self, floats: __m512, to: *mut f32) {
         // SAFETY: `self` proves the instructions, the caller the memory.
         unsafe { _mm512_storeu_ps(to, floats) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, floats: [__m512; 2], to: *mut u16) {
+        // SAFETY: `self` proves the instructions, the caller the memory; both types are 512 bits of plain numbers.
+        unsafe {
+            let rounded = _mm512_cvtne2ps_pbh(floats[1], floats[0]);
+            _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(rounded));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(self, floats: [__m512; 2], to: *mut u16) {
+        // SAFETY: `self` proves the instructions, the caller the memory; both types are 512 bits of plain numbers.
+        unsafe {
+            const INTERLEAVED: [u16; 32] = {
+                let mut order = [0; 32];
+                let mut i = 0;
+                while i < 32 {
+                    order[i] = (i / 2 + 16 * (i % 2)) as u16;
+                    i += 1;
+                }
+                order
+            };
+            let rounded = _mm512_cvtne2ps_pbh(floats[1], floats[0]);
+            let order = _mm512_loadu_si512(INTERLEAVED.as_ptr().cast());
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+            _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(order, rounded));
+        }
     }
 
     #[inline(always)]

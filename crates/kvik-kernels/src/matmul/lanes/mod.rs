@@ -60,6 +60,12 @@ pub(super) trait Lanes: Copy {
     /// `activations` are twice 4 `i8` in −127..=127, as the bytes of an `i32`. Codes are below 64 unless `wide`.
     fn dot(self, sums: Self::Ints, codes: [Self::Codes; 2], activations: [i32; 2], wide: bool) -> Self::Ints;
 
+    /// The 4 codes of each row as numbers: the first of all rows, the second, …
+    fn floats_of_codes(self, codes: Self::Codes) -> [Self::Floats; 4];
+    /// `sums[lane] + weights[lane][0] · activations[0] + weights[lane][1] · activations[1]` in bf16 products and `f32` sums:
+    /// `weights` are 16 × 2 bf16 numbers, `activations` two as the halves of an `i32`.
+    fn dot_bf16(self, sums: Self::Floats, weights: Self::Codes, activations: i32) -> Self::Floats;
+
     /// Asks for the cache line at `from`, which may lie anywhere: a hint.
     fn prefetch(self, from: *const u8);
 
@@ -75,6 +81,16 @@ pub(super) trait Lanes: Copy {
     /// # Safety
     /// 16 `f32` are writable at `to`.
     unsafe fn store(self, floats: Self::Floats, to: *mut f32);
+    /// Rounds 32 numbers to bf16, in their order.
+    ///
+    /// # Safety
+    /// 32 `u16` are writable at `to`.
+    unsafe fn store_bf16(self, floats: [Self::Floats; 2], to: *mut u16);
+    /// Rounds 16 pairs of numbers to bf16: the first of `floats[0]`, the first of `floats[1]`, and so on.
+    ///
+    /// # Safety
+    /// 32 `u16` are writable at `to`.
+    unsafe fn store_bf16_pairs(self, floats: [Self::Floats; 2], to: *mut u16);
     /// # Safety
     /// 16 half-precision numbers are readable at `from`.
     unsafe fn load_f16(self, from: *const u8) -> Self::Floats;
@@ -116,8 +132,10 @@ pub(super) fn dispatch(isa: Isa, program: impl Program) {
         Isa::Avx2 => program.run(unsafe { avx2::Avx2::new() }),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 | Isa::Amx => program.run(unsafe { avx512::Avx512::new() }),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => program.run(unsafe { avx512::Avx512::new() }),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("never detected on this architecture"),
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
+            unreachable!("never detected on this architecture")
+        }
     }
 }

@@ -92,6 +92,23 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn floats_of_codes(self, codes: Self::Codes) -> [Self::Floats; 4] {
+        std::array::from_fn(|i| std::array::from_fn(|lane| f32::from(codes[4 * lane + i])))
+    }
+
+    #[inline(always)]
+    fn dot_bf16(self, sums: Self::Floats, weights: Self::Codes, activations: i32) -> Self::Floats {
+        let number = |low: u8, high: u8| bf16::from_le_bytes([low, high]).to_f32();
+        let [a, b, c, d] = activations.to_le_bytes();
+        let (even, odd) = (number(a, b), number(c, d));
+        let (weights, _) = weights.as_chunks::<4>();
+        std::array::from_fn(|lane| {
+            let [a, b, c, d] = weights[lane];
+            sums[lane] + number(a, b) * even + number(c, d) * odd
+        })
+    }
+
+    #[inline(always)]
     fn prefetch(self, _from: *const u8) {}
 
     #[inline(always)]
@@ -116,6 +133,21 @@ impl Lanes for Scalar {
     unsafe fn store(self, floats: Self::Floats, to: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(floats) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, floats: [Self::Floats; 2], to: *mut u16) {
+        let rounded = floats.map(|floats| floats.map(|float| bf16::from_f32(float).to_bits()));
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[[u16; LANES]; 2]>().write_unaligned(rounded) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(self, floats: [Self::Floats; 2], to: *mut u16) {
+        let pairs: [[u16; 2]; LANES] =
+            std::array::from_fn(|lane| floats.map(|floats| bf16::from_f32(floats[lane]).to_bits()));
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[[u16; 2]; LANES]>().write_unaligned(pairs) }
     }
 
     #[inline(always)]

@@ -3,13 +3,16 @@
 use std::rc::Rc;
 
 use kvik_kernels::{
-    ThreadPool,
+    Phase, Phases, ThreadPool,
     matmul::{Activations, PackError, PackedMatrix, Product, matmul_with},
     quant::TensorType,
 };
 
 use super::{Kernel, KernelOptions, activations, copies_beyond_cache, in_words, tame_bytes};
 use crate::bench::work::{ACTIVATION_PLANES, Work};
+
+/// More rows than this are a prompt's.
+const MOST_DECODED: usize = 64;
 
 /// A shape with the numbers of rows that it is multiplied with.
 pub(super) struct Shape {
@@ -44,7 +47,9 @@ pub(super) fn kernels<'a>(
     let (copies, isa) = (Rc::new(copies), options.isa);
     let kernels = wanted.into_iter().map(|rows| {
         let mut acts = Activations::new();
-        acts.set_for(pool, &activations(rows * in_features), rows, in_features, [&copies[0]]);
+        let phase = if rows > MOST_DECODED { Phase::Prefill } else { Phase::Decode };
+        let x = activations(rows * in_features);
+        acts.set_for_isa(isa, pool, &x, &Phases::all(rows, phase), in_features, [&copies[0]]);
         let (copies, mut out, mut next) = (Rc::clone(&copies), vec![0.0; rows * out_features], 0);
         let work = work(&copies[0], rows);
         let call = Box::new(move || {

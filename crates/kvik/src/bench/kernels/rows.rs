@@ -1,7 +1,7 @@
 //! What lies between the large kernels: norms, the quantisation of activations, and the start of a parallel region.
 
 use kvik_kernels::{
-    ThreadPool,
+    Phase, Phases, ThreadPool,
     matmul::{Activations, PackError, PackedMatrix},
     quant::TensorType,
     rows::rms_norm,
@@ -35,7 +35,7 @@ pub(super) fn kernels<'a>(
         let weight = PackedMatrix::pack(pool, TensorType::Q8_0, 1, HIDDEN, &bytes)?;
         let (x, mut acts) = (activations(rows * HIDDEN), Activations::new());
         kernels.push(kernel(format!("quantise activations {HIDDEN}, {}", in_words(rows)), move || {
-            acts.set_for(pool, &x, rows, HIDDEN, [&weight]);
+            acts.set_for(pool, &x, &Phases::all(rows, Phase::Decode), HIDDEN, [&weight]);
         }));
     }
     kernels.retain(|kernel| options.wants(&kernel.name));

@@ -1,0 +1,113 @@
+//! Panels of weights, taken apart into bf16.
+//!
+//! A tile is 32 inputs of the panel's 16 outputs: `[pair of inputs][output][2]`, the right operand of the tile unit of AMX
+//! and of the dot products of AVX-512. A weight is decoded to `f32` exactly and then rounded once, to the nearest bf16.
+
+use std::{marker::PhantomData, mem::MaybeUninit};
+
+use super::{
+    super::{
+        PIECE_PANELS,
+        lanes::{Kernel, LANES, Lanes},
+        panel::{PAIRS, Packed, PanelFormat},
+        prefetch,
+    },
+    rows::STEP_INPUTS,
+};
+use crate::quant::block_format::{BLOCK, BlockFormat};
+
+/// Bytes of a tile of weights.
+pub(super) const WEIGHT_TILE_BYTES: usize = 2 * STEP_INPUTS * LANES;
+/// Bytes of a pair of inputs of all outputs.
+const PAIR_BYTES: usize = 4 * LANES;
+
+/// Steps `first..first + steps` of a quantised panel.
+pub(super) struct UnpackBlocks<'a, F> {
+    pub(super) panel: &'a [u8],
+    pub(super) first: usize,
+    pub(super) steps: usize,
+    /// [`WEIGHT_TILE_BYTES`] for each step.
+    pub(super) to: &'a mut [MaybeUninit<u8>],
+    pub(super) format: PhantomData<F>,
+}
+
+impl<F: BlockFormat> Kernel for UnpackBlocks<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        const { assert!(BLOCK == STEP_INPUTS, "a step is a block") };
+        let span = Packed::<F>::SPAN;
+        assert!(self.to.len() >= self.steps * WEIGHT_TILE_BYTES);
+        for index in 0..self.steps {
+            let block = self.first + index;
+            let (header_at, codes_at) = span.locate(block);
+            // The same block of the piece that most likely comes next arrives while this one is multiplied.
+            let next = self.panel.as_ptr().wrapping_add(PIECE_PANELS * self.panel.len() + codes_at);
+            prefetch(lanes, next, span.bytes().div_ceil(span.blocks));
+            let (header, codes) = (&self.panel[header_at..], &self.panel[codes_at..]);
+            assert!(header.len() >= span.header_bytes && codes.len() >= span.code_bytes);
+            // SAFETY: the header and the codes were just found to be inside the panel, and the tile inside `to`.
+            unsafe {
+                let to = self.to.as_mut_ptr().add(index * WEIGHT_TILE_BYTES).cast::<u8>();
+                let halves = Packed::<F>::SCALES_PER_BLOCK;
+                for half in 0..halves {
+                    let scale = Packed::<F>::scale(lanes, header.as_ptr(), block % span.blocks, half);
+                    let addend = if F::SCALES.has_min() {
+                        Packed::<F>::min(lanes, header.as_ptr(), block % span.blocks)
+                    } else {
+                        lanes.mul(scale, lanes.splat(-f32::from(F::ZERO_POINT)))
+                    };
+                    for pair in half * PAIRS / halves..(half + 1) * PAIRS / halves {
+                        let groups = Packed::<F>::codes(lanes, codes.as_ptr(), pair);
+                        for i in 0..2 {
+                            let weights = lanes
+                                .floats_of_codes(groups[i])
+                                .map(|code| lanes.mul_add(code, scale, addend));
+                            let to = to.add((4 * pair + 2 * i) * PAIR_BYTES);
+                            lanes.store_bf16_pairs([weights[0], weights[1]], to.cast());
+                            lanes.store_bf16_pairs([weights[2], weights[3]], to.add(PAIR_BYTES).cast());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Steps `first..first + steps` of a panel that is in bf16 already; inputs beyond the last are zero.
+pub(super) struct UnpackBf16<'a> {
+    pub(super) panel: &'a [u8],
+    pub(super) inputs: usize,
+    pub(super) first: usize,
+    pub(super) steps: usize,
+    /// [`WEIGHT_TILE_BYTES`] for each step.
+    pub(super) to: &'a mut [MaybeUninit<u8>],
+}
+
+impl Kernel for UnpackBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        const INPUT_BYTES: usize = 2 * LANES;
+        assert!(self.to.len() >= self.steps * WEIGHT_TILE_BYTES);
+        assert!(self.panel.len() >= self.inputs * INPUT_BYTES);
+        let input = |k: usize| {
+            if k < self.inputs {
+                // SAFETY: the panel has this input.
+                unsafe { lanes.load_bf16(self.panel.as_ptr().add(k * INPUT_BYTES)) }
+            } else {
+                lanes.splat(0.0)
+            }
+        };
+        for pair in 0..self.steps * STEP_INPUTS / 2 {
+            let k = self.first * STEP_INPUTS + 2 * pair;
+            // SAFETY: the pair is inside `to`.
+            unsafe {
+                let to = self.to.as_mut_ptr().add(pair * PAIR_BYTES).cast();
+                lanes.store_bf16_pairs([input(k), input(k + 1)], to);
+            }
+        }
+    }
+}
