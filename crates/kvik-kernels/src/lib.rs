@@ -9,6 +9,7 @@
 
 #![deny(missing_docs)]
 
+mod activation;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
@@ -21,6 +22,7 @@ pub mod quant;
 pub mod roofline;
 pub mod rows;
 
+pub use activation::Activation;
 pub use isa::{Isa, UnknownIsa};
 pub use phase::{Phase, Phases};
 pub use pool::ThreadPool;

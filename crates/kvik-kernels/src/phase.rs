@@ -28,6 +28,11 @@ impl Phases {
         Self { runs: vec![(rows, phase)] }
     }
 
+    /// Becomes equal to `other`, in the memory that it has.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.runs.clone_from(&other.runs);
+    }
+
     /// Forgets all rows.
     pub fn clear(&mut self) {
         self.runs.clear();

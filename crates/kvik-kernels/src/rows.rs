@@ -1,9 +1,7 @@
-//! Operations on one row of activations: norms, rotary positions, activation functions.
+//! Operations on one row of activations: norms and rotary positions.
 //!
 //! Each body is plain Rust over fixed-width lanes, written so that the compiler vectorises it, and compiled once per
 //! instruction set. Reductions use sixteen lanes in every version, so the order of additions is the same everywhere.
-
-use crate::Isa;
 
 /// Lanes of a reduction.
 const LANES: usize = 16;
@@ -15,9 +13,9 @@ pub(crate) const LN2_LOW: f32 = 1.428_606_8e-6;
 
 /// Compiles a function's body once per instruction set and picks one at run time.
 macro_rules! per_isa {
-    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $ty:ty),*) $body:block) => {
+    ($(#[$doc:meta])* $visibility:vis fn $name:ident($($arg:ident: $ty:ty),*) $body:block) => {
         $(#[$doc])*
-        pub fn $name($($arg: $ty),*) {
+        $visibility fn $name($($arg: $ty),*) {
             #[inline(always)]
             fn body($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
@@ -26,18 +24,20 @@ macro_rules! per_isa {
                 fn avx2($($arg: $ty),*) { body($($arg),*) }
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
                 fn avx512($($arg: $ty),*) { body($($arg),*) }
-                match Isa::active() {
+                match $crate::Isa::active() {
                     // SAFETY: the active set is one that this processor has.
-                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return unsafe { avx512($($arg),*) },
+                    $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    Isa::Scalar => {}
+                    $crate::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::Isa::Scalar => {}
                 }
             }
             body($($arg),*)
         }
     };
 }
+
+pub(crate) use per_isa;
 
 per_isa! {
 /// Root-mean-square norm (Zhang and Sennrich 2019): `out = x / sqrt(mean(x²) + epsilon) · weight`.
@@ -76,60 +76,6 @@ per_isa! {
 pub fn scale(x: &mut [f32], factor: f32) {
     for x in x {
         *x *= factor;
-    }
-}
-}
-
-per_isa! {
-/// SwiGLU's product (Shazeer 2020): `gate = silu(gate) · up`.
-pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
-    for (gate, &up) in gate.iter_mut().zip(up) {
-        *gate = *gate / (1.0 + exp_lane(-*gate)) * up;
-    }
-}
-}
-
-per_isa! {
-/// GeGLU's product with the tanh form of GELU: `gate = gelu(gate) · up`.
-pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
-    for (gate, &up) in gate.iter_mut().zip(up) {
-        *gate = gelu_tanh_lane(*gate) * up;
-    }
-}
-}
-
-per_isa! {
-/// GELU in its tanh form (Hendrycks and Gimpel 2016), in place.
-pub fn gelu_tanh(x: &mut [f32]) {
-    for x in x {
-        *x = gelu_tanh_lane(*x);
-    }
-}
-}
-
-per_isa! {
-/// GELU in its exact form, `x · Φ(x)`, in place.
-pub fn gelu_erf(x: &mut [f32]) {
-    for x in x {
-        *x *= 0.5 * (1.0 + erf_lane(*x * std::f32::consts::FRAC_1_SQRT_2));
-    }
-}
-}
-
-per_isa! {
-/// `max(x, 0)`, in place.
-pub fn relu(x: &mut [f32]) {
-    for x in x {
-        *x = x.max(0.0);
-    }
-}
-}
-
-per_isa! {
-/// SiLU, `x · sigmoid(x)`, in place.
-pub fn silu(x: &mut [f32]) {
-    for x in x {
-        *x /= 1.0 + exp_lane(-*x);
     }
 }
 }
@@ -198,44 +144,12 @@ pub(crate) fn exp_lane(x: f32) -> f32 {
     if x <= -87.0 { 0.0 } else { result }
 }
 
-/// `tanh x` through one exponential; exact signs and limits.
-#[inline(always)]
-fn tanh_lane(x: f32) -> f32 {
-    let e = exp_lane(-2.0 * x.abs());
-    ((1.0 - e) / (1.0 + e)).copysign(x)
-}
-
-#[inline(always)]
-fn gelu_tanh_lane(x: f32) -> f32 {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-    0.5 * x * (1.0 + tanh_lane(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
-}
-
-/// Error function, absolute error below 3e-7: formula 7.1.26 of Abramowitz and Stegun (1964) with an f32 exponential.
-#[inline(always)]
-fn erf_lane(x: f32) -> f32 {
-    let t = 1.0 / (1.0 + 0.327_591_1 * x.abs());
-    let mut p = 1.061_405_4;
-    for c in [-1.453_152_1, 1.421_413_8, -0.284_496_74, 0.254_829_6] {
-        p = p * t + c;
-    }
-    (1.0 - p * t * exp_lane(-x * x)).copysign(x)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn ramp(from: f32, to: f32) -> Vec<f32> {
         (0..=4000).map(|i| from + (to - from) * i as f32 / 4000.0).collect()
-    }
-
-    fn close(name: &str, x: &[f32], got: &[f32], tolerance: f64, want: impl Fn(f64) -> f64) {
-        for (&x, &got) in x.iter().zip(got) {
-            let want = want(f64::from(x));
-            let error = (f64::from(got) - want).abs();
-            assert!(error <= tolerance * want.abs().max(1.0), "{name}({x}) is {got}, not {want}");
-        }
     }
 
     #[test]
@@ -247,44 +161,6 @@ mod tests {
         assert_eq!(exp_lane(0.0), 1.0);
         assert_eq!(exp_lane(-1e30), 0.0);
         assert!(exp_lane(1e30).is_finite());
-    }
-
-    #[test]
-    fn activations_match_their_formulas() {
-        let x = ramp(-12.0, 12.0);
-        let ones = vec![1.0; x.len()];
-        let tanh_form = |x: f64| {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
-        };
-        let mut y = x.clone();
-        gelu_tanh(&mut y);
-        close("gelu_tanh", &x, &y, 2e-6, tanh_form);
-        let mut y = x.clone();
-        gelu_tanh_mul(&mut y, &ones);
-        close("gelu_tanh_mul", &x, &y, 2e-6, tanh_form);
-        let mut y = x.clone();
-        silu_mul(&mut y, &ones);
-        close("silu_mul", &x, &y, 2e-6, |x| x / (1.0 + (-x).exp()));
-        let mut y = x.clone();
-        silu(&mut y);
-        close("silu", &x, &y, 2e-6, |x| x / (1.0 + (-x).exp()));
-        // Φ by Simpson's rule on the normal density: an oracle that shares nothing with the approximation.
-        let phi = |x: f64| {
-            let (n, density) = (2000, |t: f64| (-t * t / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt());
-            let h = x / f64::from(n);
-            let inner: f64 =
-                (1..n).map(|i| density(h * f64::from(i)) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
-            0.5 + h / 3.0 * (density(0.0) + density(x) + inner)
-        };
-        let mut y = x.clone();
-        gelu_erf(&mut y);
-        close(
-            "gelu_erf",
-            &x[..].iter().step_by(40).copied().collect::<Vec<_>>(),
-            &y.iter().step_by(40).copied().collect::<Vec<_>>(),
-            3e-6,
-            |x| x * phi(x),
-        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! 40 MiB" is read from the allocator, never computed from a formula. This crate therefore hands out memory in a
 //! few shapes, each of which counts what it holds:
 //!
-//! - [`Buffer`]: one anonymous, 64-byte-aligned, zeroed mapping (huge pages where the system grants them);
+//! - [`Buffer`]: anonymous, 64-byte-aligned, zeroed bytes (in huge pages where the system grants them);
 //! - [`MappedFile`]: a read-only file mapping whose pages can be given back once they were consumed;
 //! - [`BlockPool`]: equal blocks from one reservation, recycled through a free list;
 //! - [`counters`]: bytes per [`Owner`], and what the operating system says of the process.
@@ -15,6 +15,7 @@ mod block_pool;
 mod buffer;
 pub mod counters;
 mod mapped_file;
+mod mapping;
 
 pub use block_pool::{BlockId, BlockPool, BlockWriter, PoolExhausted};
 pub use buffer::Buffer;

@@ -123,8 +123,15 @@ fn scoring_a_greedy_text_finds_every_token_most_likely() {
     for (step, token) in answer["logprobs"].as_array().unwrap().iter().enumerate() {
         let position = prompt.len() + step;
         assert_eq!(score["top"][position][0][0], token["id"], "position {position}");
-        assert_eq!(score["top"][position], token["top"], "position {position}");
-        assert_eq!(logprobs[position], token["logprob"], "position {position}");
+        // Generated tokens are computed in another arithmetic than those of a prompt, which these now are.
+        let near =
+            |a: &Value, b: &Value| (a.as_f64().unwrap().exp() - b.as_f64().unwrap().exp()).abs() < 0.02;
+        assert!(near(&logprobs[position], &token["logprob"]), "position {position}");
+        for (scored, generated) in
+            score["top"][position].as_array().unwrap().iter().zip(token["top"].as_array().unwrap())
+        {
+            assert!(near(&scored[1], &generated[1]), "position {position}");
+        }
     }
 }
 

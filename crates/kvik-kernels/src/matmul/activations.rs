@@ -104,7 +104,7 @@ impl Activations {
             bf16 |= bf16::takes(weight.ty());
         }
         assert_eq!(phases.rows().checked_mul(cols), Some(x.len()), "activations are [rows, cols]");
-        self.phases.clone_from(phases);
+        self.phases.copy_from(phases);
         self.cols = cols;
         self.prefills_in_bf16 = isa.prefills_in_bf16();
         self.has_floats = floats;

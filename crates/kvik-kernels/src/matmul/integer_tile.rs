@@ -8,7 +8,7 @@
 use std::{marker::PhantomData, mem::MaybeUninit};
 
 use super::{
-    PIECE_PANELS, PREFETCH_BYTES,
+    PREFETCH_BYTES,
     activations::QuantizedBlock,
     lanes::{Kernel, LANES, Lanes},
     panel::{GROUP_CODES, PAIRS, Packed, PanelFormat},
@@ -163,6 +163,8 @@ unsafe fn eight(plane: *const i32, pair: usize) -> [i32; 2] {
 /// Takes blocks `first..first + blocks` of a packed panel apart, for tiles that read them several times.
 pub(super) struct Unpack<'a, F> {
     pub(super) panel: &'a [u8],
+    /// Panels from here to the one that comes after it.
+    pub(super) ahead: usize,
     pub(super) first: usize,
     pub(super) blocks: usize,
     /// [`unpacked_block_bytes`] for each block.
@@ -189,7 +191,7 @@ impl<F: BlockFormat> Kernel for Unpack<'_, F> {
             let block = self.first + index;
             let (header_at, codes_at) = span.locate(block);
             // The same block of the piece that most likely comes next arrives while this one is multiplied.
-            let next = self.panel.as_ptr().wrapping_add(PIECE_PANELS * self.panel.len() + codes_at);
+            let next = self.panel.as_ptr().wrapping_add(self.ahead * self.panel.len() + codes_at);
             prefetch(lanes, next, span.bytes().div_ceil(span.blocks));
             let (header, codes) = (&self.panel[header_at..], &self.panel[codes_at..]);
             assert!(header.len() >= span.header_bytes && codes.len() >= span.code_bytes);

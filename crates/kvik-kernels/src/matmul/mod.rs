@@ -24,6 +24,7 @@ mod bf16;
 mod float_tile;
 mod integer_tile;
 mod lanes;
+mod output;
 mod pack;
 mod packed_matrix;
 mod panel;
@@ -35,10 +36,11 @@ pub use activations::Activations;
 pub use packed_matrix::{Builder, PackError, PackedMatrix};
 
 use self::{
-    lanes::{Lanes, Program, dispatch},
-    piece::{Output, PIECE_PANELS, Piece, ROW_BLOCK},
+    lanes::{LANES, Lanes, Program, dispatch},
+    output::{Epilogue, Output},
+    piece::{PIECE_PANELS, PanelPair, Piece, ROW_BLOCK},
 };
-use crate::{Isa, Phase, ThreadPool, disjoint::Disjoint};
+use crate::{Activation, Isa, Phase, ThreadPool, disjoint::Disjoint};
 
 /// How far ahead of its use a panel is asked for. The hardware's prefetcher stops at pages and waits for a pattern; this
 /// much in flight brings one row from 30 to 38 GB/s and four from 15-25 to 35 GB/s out of memory (2 to 4 KiB: less).
@@ -59,6 +61,18 @@ pub struct Product<'a> {
     pub accumulate: bool,
 }
 
+/// `out = activation(gate x) · up x` (Shazeer 2020), without ever storing either factor.
+pub struct GatedProduct<'a> {
+    /// `[out_features, in_features]`
+    pub gate: &'a PackedMatrix,
+    /// Of the same shape and type.
+    pub up: &'a PackedMatrix,
+    /// The gate's non-linearity.
+    pub activation: Activation,
+    /// The result, `[rows, out_features]`.
+    pub out: &'a mut [f32],
+}
+
 /// Multiplies the activations with all weights of `products`, in one parallel region.
 ///
 /// Each row of each result has the same bits whatever the other rows, the other products and the number of threads.
@@ -76,37 +90,108 @@ pub fn matmul(pool: &ThreadPool, acts: &Activations, products: &mut [Product<'_>
 /// As [`matmul`], and if this processor does not have `isa`.
 pub fn matmul_with(isa: Isa, pool: &ThreadPool, acts: &Activations, products: &mut [Product<'_>]) {
     assert!(products.len() <= MAX_PRODUCTS, "{} products in one region", products.len());
-    dispatch(isa, Matmul { isa, pool, acts, products });
+    let mut work = [const { None }; MAX_PRODUCTS];
+    for (product, work) in products.iter_mut().zip(&mut work) {
+        let features = product.weight.out_features();
+        assert!(product.bias.is_none_or(|bias| bias.len() == features), "a bias is [out_features]");
+        let epilogue = Epilogue::Sum { bias: product.bias, accumulate: product.accumulate };
+        *work = Some(Work::new(acts, [product.weight; 2], product.out, epilogue));
+    }
+    dispatch(isa, Matmul { isa, pool, acts, work: &work });
 }
 
-struct Matmul<'a, 'b> {
+/// Multiplies the activations with a gate and what it gates, in one parallel region. As [`matmul`] otherwise.
+///
+/// # Panics
+/// If shapes or types do not match, or if `acts` was prepared for other formats.
+pub fn matmul_gated(pool: &ThreadPool, acts: &Activations, product: GatedProduct<'_>) {
+    matmul_gated_with(Isa::active(), pool, acts, product);
+}
+
+/// [`matmul_gated`] on a given instruction set, for tests and measurements.
+///
+/// # Panics
+/// As [`matmul_gated`], and if this processor does not have `isa`.
+pub fn matmul_gated_with(isa: Isa, pool: &ThreadPool, acts: &Activations, product: GatedProduct<'_>) {
+    let GatedProduct { gate, up, activation, out } = product;
+    assert!(
+        gate.ty() == up.ty() && gate.out_features() == up.out_features(),
+        "a gate and its projection are alike"
+    );
+    let work = Work::new(acts, [gate, up], out, Epilogue::Gate(activation));
+    dispatch(isa, Matmul { isa, pool, acts, work: &[Some(work)] });
+}
+
+/// A product, cut into units: pairs of panels.
+struct Work<'a> {
+    /// Twice the same matrix, or a gate and what it gates.
+    weights: [&'a PackedMatrix; 2],
+    out: Output<'a>,
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        acts: &Activations,
+        weights: [&'a PackedMatrix; 2],
+        out: &'a mut [f32],
+        epilogue: Epilogue<'a>,
+    ) -> Self {
+        for weight in weights {
+            assert_eq!(acts.cols(), weight.in_features(), "activation rows and weight rows differ in length");
+        }
+        let features = weights[0].out_features();
+        assert_eq!(out.len(), acts.rows() * features, "the result is [rows, out_features]");
+        Self { weights, out: Output { values: Disjoint::new(out), features, epilogue } }
+    }
+
+    fn is_gated(&self) -> bool {
+        matches!(self.out.epilogue, Epilogue::Gate(_))
+    }
+
+    fn units(&self) -> usize {
+        let panels = self.weights[0].panels();
+        if self.is_gated() { panels } else { panels.div_ceil(PIECE_PANELS) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.weights[0].bytes() * if self.is_gated() { 2 } else { 1 }
+    }
+
+    fn pair(&self, unit: usize, threads: usize) -> PanelPair<'a> {
+        let (weights, last) = (self.weights, self.weights[0].panels() - 1);
+        if self.is_gated() {
+            return PanelPair {
+                weights,
+                panels: [unit; 2],
+                first: unit * LANES,
+                features: LANES,
+                ahead: threads,
+            };
+        }
+        let first = PIECE_PANELS * unit;
+        let panels = [first, last.min(first + 1)];
+        PanelPair {
+            weights,
+            panels,
+            first: first * LANES,
+            features: PIECE_PANELS * LANES,
+            ahead: PIECE_PANELS * threads,
+        }
+    }
+}
+
+struct Matmul<'a> {
     isa: Isa,
     pool: &'a ThreadPool,
     acts: &'a Activations,
-    products: &'a mut [Product<'b>],
+    work: &'a [Option<Work<'a>>],
 }
 
-impl Program for Matmul<'_, '_> {
+impl Program for Matmul<'_> {
     fn run<L: Lanes + Sync>(self, lanes: L) {
-        let Self { isa, pool, acts, products } = self;
-        let mut work = [const { None }; MAX_PRODUCTS];
-        let (mut units, mut bytes) = (0, 0);
-        for (product, work) in products.iter_mut().zip(&mut work) {
-            let weight = product.weight;
-            check_columns(acts, weight);
-            let width = weight.out_features();
-            assert_eq!(product.out.len(), acts.rows() * width, "the result is [rows, out_features]");
-            assert!(product.bias.is_none_or(|bias| bias.len() == width), "a bias is [out_features]");
-            let out = Output {
-                values: Disjoint::new(product.out),
-                features: width,
-                bias: product.bias,
-                accumulate: product.accumulate,
-            };
-            units += weight.panels().div_ceil(PIECE_PANELS);
-            bytes += weight.bytes();
-            *work = Some((weight, out));
-        }
+        let Self { isa, pool, acts, work } = self;
+        let units = work.iter().flatten().map(Work::units).sum::<usize>();
+        let bytes = work.iter().flatten().map(Work::bytes).sum::<usize>();
         let blocks = row_blocks(acts);
         let grain = grain(pool, acts.rows(), units, bytes);
         let count = blocks.clone().count();
@@ -115,13 +200,11 @@ impl Program for Matmul<'_, '_> {
             for index in indices {
                 let (rows, in_bf16) = blocks.clone().nth(index / units).expect("one of the row blocks");
                 let mut unit = index % units;
-                for (weight, out) in work.iter().flatten() {
-                    let its_units = weight.panels().div_ceil(PIECE_PANELS);
-                    if unit < its_units {
-                        let first = PIECE_PANELS * unit;
-                        let panels = first..weight.panels().min(first + PIECE_PANELS);
+                for work in work.iter().flatten() {
+                    if unit < work.units() {
                         // SAFETY: every index is another part of an output, and is handed out once.
-                        let piece = unsafe { Piece::new(acts, weight, panels, rows, out) };
+                        let piece =
+                            unsafe { Piece::new(acts, work.pair(unit, pool.threads()), rows, &work.out) };
                         if in_bf16 {
                             piece.multiply_prompt(isa, lanes)
                         } else {
@@ -129,15 +212,11 @@ impl Program for Matmul<'_, '_> {
                         }
                         break;
                     }
-                    unit -= its_units;
+                    unit -= work.units();
                 }
             }
         });
     }
-}
-
-fn check_columns(acts: &Activations, weight: &PackedMatrix) {
-    assert_eq!(acts.cols(), weight.in_features(), "activation rows and weight rows differ in length");
 }
 
 /// Even cuts of the rows of each phase into blocks, and whether a block is multiplied in bf16 where its weights are.

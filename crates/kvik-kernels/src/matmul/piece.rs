@@ -6,12 +6,12 @@ use super::{
     Activations, PackedMatrix, bf16, even_cuts,
     float_tile::{Bf16, Element, F16, F32, FloatTile},
     integer_tile::{IntegerTile, Unpack, unpacked_block_bytes},
-    lanes::{Kernel, LANES, Lanes},
+    lanes::{LANES, Lanes},
+    output::{Output, RowSums},
     panel::{Packed, PanelFormat, Unpacked},
 };
 use crate::{
     Isa,
-    disjoint::Disjoint,
     quant::{
         TensorType,
         block_format::{BLOCK, BlockFormat, Scales, with_block_format},
@@ -36,40 +36,39 @@ const CHUNK_BLOCKS: usize = 24;
 /// Inputs of floating-point panels that are walked at a time, for the same reason.
 const CHUNK_INPUTS: usize = 256;
 
-/// Where results go.
-pub(super) struct Output<'a> {
-    /// `[rows, features]`.
-    pub(super) values: Disjoint<'a, f32>,
-    /// The matrix's output features.
+/// Two panels that are multiplied together: neighbours in a matrix, or a gate's and that of what it gates.
+#[derive(Clone, Copy)]
+pub(super) struct PanelPair<'a> {
+    /// The panels' matrices, of one shape and type. A pair of one panel names it twice: it is computed twice then, and the second
+    /// result dropped.
+    pub(super) weights: [&'a PackedMatrix; PIECE_PANELS],
+    /// Their indices.
+    pub(super) panels: [usize; PIECE_PANELS],
+    /// First feature of the result, and how many there are (fewer at the end of a matrix).
+    pub(super) first: usize,
     pub(super) features: usize,
-    /// `[features]`.
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) accumulate: bool,
+    /// How many panels further this thread most likely goes on.
+    pub(super) ahead: usize,
 }
 
-impl Output<'_> {
-    /// Writes the sums of a tile. Tile by tile, so that the stores drain while the next tile computes: writing a whole
-    /// piece at its end cost 18 % of a prefill.
-    pub(super) fn finish<L: Lanes, const P: usize>(
-        &self,
-        lanes: L,
-        panels: Range<usize>,
-        rows: Range<usize>,
-        sums: &[[[f32; LANES]; P]],
-    ) {
-        let &Self { ref values, features: stride, bias, accumulate } = self;
-        let (first, end) = (panels.start * LANES, stride.min(panels.end * LANES));
-        let bias = bias.map(|bias| &bias[first..end]);
-        let (start, width) = (rows.start * stride + first, end - first);
-        lanes.enter(Finish { sums, values, start, stride, width, bias, accumulate });
+impl PanelPair<'_> {
+    pub(super) fn each(&self) -> [&[u8]; PIECE_PANELS] {
+        std::array::from_fn(|i| self.weights[i].panel(self.panels[i]))
+    }
+
+    fn is_single(&self) -> bool {
+        self.panels[0] == self.panels[1] && std::ptr::eq(self.weights[0], self.weights[1])
+    }
+
+    pub(super) fn weight(&self) -> &PackedMatrix {
+        self.weights[0]
     }
 }
 
-/// Rows `rows` of the activations times panels `panels` (one or two) of the weights.
+/// Rows `rows` of the activations times a pair of panels.
 pub(super) struct Piece<'a> {
     acts: &'a Activations,
-    weight: &'a PackedMatrix,
-    panels: Range<usize>,
+    pair: PanelPair<'a>,
     rows: Range<usize>,
     out: &'a Output<'a>,
 }
@@ -92,35 +91,26 @@ impl<'a> Piece<'a> {
     /// While the piece lives, nothing else uses these rows of these panels in the output.
     pub(super) unsafe fn new(
         acts: &'a Activations,
-        weight: &'a PackedMatrix,
-        panels: Range<usize>,
+        pair: PanelPair<'a>,
         rows: Range<usize>,
         out: &'a Output<'a>,
     ) -> Self {
-        Self { acts, weight, panels, rows, out }
+        Self { acts, pair, rows, out }
     }
 
     /// As [`Self::multiply`], in bf16 where the weights are multiplied so.
     pub(super) fn multiply_prompt<L: Lanes>(self, isa: Isa, lanes: L) {
-        if bf16::takes(self.weight.ty()) {
-            return bf16::multiply(
-                isa,
-                lanes,
-                self.acts.bf16_rows(),
-                self.weight,
-                self.panels,
-                self.rows,
-                self.out,
-            );
+        if bf16::takes(self.pair.weight().ty()) {
+            return bf16::multiply(isa, lanes, self.acts.bf16_rows(), self.pair, self.rows, self.out);
         }
         for rows in even_cuts(self.rows.clone(), ROW_BLOCK) {
-            Self { rows, panels: self.panels.clone(), ..self }.multiply(lanes);
+            Self { rows, ..self }.multiply(lanes);
         }
     }
 
     pub(super) fn multiply<L: Lanes>(self, lanes: L) {
         with_block_format!(
-            self.weight.ty(),
+            self.pair.weight().ty(),
             F => if self.rows.len() <= FUSED_ROWS {
                 self.few_rows::<L, F>(lanes);
             } else {
@@ -130,7 +120,7 @@ impl<'a> Piece<'a> {
                     Scales::WithMin | Scales::NestedWithMin => self.many_rows::<L, F, Unpacked<1, true>>(lanes),
                 }
             },
-            _ => match self.weight.ty() {
+            _ => match self.pair.weight().ty() {
                 TensorType::F32 => self.floats::<L, F32>(lanes),
                 TensorType::F16 => self.floats::<L, F16>(lanes),
                 _ => self.floats::<L, Bf16>(lanes),
@@ -141,20 +131,31 @@ impl<'a> Piece<'a> {
     /// Weights decoded in registers, again for each tile.
     fn few_rows<L: Lanes, F: BlockFormat>(&self, lanes: L) {
         let blocks = self.acts.cols() / BLOCK;
-        for panel in self.panels.clone() {
-            for tile in even_cuts(self.rows.clone(), FUSED_TILE_ROWS) {
-                let mut sums = [[[0.0; LANES]; 1]; FUSED_TILE_ROWS];
+        let mut sums = [[[0.0; LANES]; PIECE_PANELS]; FUSED_ROWS];
+        for (i, panel) in self.pair.each().into_iter().enumerate() {
+            for tile in even_cuts(0..self.rows.len(), FUSED_TILE_ROWS) {
+                let mut of_panel = [[[0.0; LANES]; 1]; FUSED_TILE_ROWS];
                 with_rows!(tile.len(), [1 2 3 4 5 6], R => lanes.enter(IntegerTile::<Packed<F>, 1, R> {
-                    panels: [self.weight.panel(panel).as_ptr()],
-                    activations: &self.acts.blocks()[tile.start * blocks..],
+                    panels: [panel.as_ptr()],
+                    activations: &self.acts.blocks()[(self.rows.start + tile.start) * blocks..],
                     row_blocks: blocks,
                     blocks,
-                    sums: &mut sums[..R],
+                    sums: &mut of_panel[..R],
                     format: PhantomData,
                 }));
-                self.out.finish(lanes, panel..panel + 1, tile.clone(), &sums[..tile.len()]);
+                for (sums, of_panel) in sums[tile].iter_mut().zip(of_panel) {
+                    [sums[i]] = of_panel;
+                }
+            }
+            if self.pair.is_single() {
+                break;
             }
         }
+        self.finish(lanes, self.rows.clone(), &sums[..self.rows.len()]);
+    }
+
+    fn finish<L: Lanes>(&self, lanes: L, rows: Range<usize>, sums: &[RowSums]) {
+        self.out.finish(lanes, self.pair.first, self.pair.features, rows, sums);
     }
 
     /// Weights taken apart chunk by chunk, for many tiles.
@@ -166,14 +167,19 @@ impl<'a> Piece<'a> {
         let chunk_bytes = CHUNK_BLOCKS * unpacked_block_bytes::<U>();
         for first in (0..blocks).step_by(CHUNK_BLOCKS) {
             let count = CHUNK_BLOCKS.min(blocks - first);
-            for (i, panel) in self.panels.clone().enumerate() {
+            for (i, panel) in self.pair.each().into_iter().enumerate() {
                 let to = &mut scratch.0[i * chunk_bytes..(i + 1) * chunk_bytes];
-                let panel = self.weight.panel(panel);
-                lanes.enter(Unpack::<F> { panel, first, blocks: count, to, format: PhantomData });
+                lanes.enter(Unpack::<F> {
+                    panel,
+                    ahead: self.pair.ahead,
+                    first,
+                    blocks: count,
+                    to,
+                    format: PhantomData,
+                });
             }
-            // A piece of one panel computes it twice, and drops the second result.
             let start = scratch.0.as_ptr().cast::<u8>();
-            let panels = [start, start.wrapping_add((self.panels.len() - 1) * chunk_bytes)];
+            let panels = [start, start.wrapping_add(chunk_bytes)];
             for tile in even_cuts(self.rows.clone(), TILE_ROWS) {
                 let sums = &mut sums[tile.start - self.rows.start..tile.end - self.rows.start];
                 with_rows!(tile.len(), [1 2 3 4], R => lanes.enter(IntegerTile::<U, PIECE_PANELS, R> {
@@ -185,7 +191,7 @@ impl<'a> Piece<'a> {
                     format: PhantomData,
                 }));
                 if first + count == blocks {
-                    self.out.finish(lanes, self.panels.clone(), tile, sums);
+                    self.finish(lanes, tile, sums);
                 }
             }
         }
@@ -197,8 +203,7 @@ impl<'a> Piece<'a> {
         let sums = sums.zeroed(self.rows.len());
         for first in (0..cols).step_by(CHUNK_INPUTS) {
             let inputs = CHUNK_INPUTS.min(cols - first);
-            let panels = [self.panels.start, self.panels.end - 1]
-                .map(|panel| &self.weight.panel(panel)[first * LANES * E::BYTES..]);
+            let panels = self.pair.each().map(|panel| &panel[first * LANES * E::BYTES..]);
             for tile in even_cuts(self.rows.clone(), L::FLOAT_TILE_ROWS) {
                 let sums = &mut sums[tile.start - self.rows.start..tile.end - self.rows.start];
                 with_rows!(tile.len(), [1 2 3 4 5 6], R => lanes.enter(FloatTile::<E, PIECE_PANELS, R> {
@@ -210,7 +215,7 @@ impl<'a> Piece<'a> {
                     element: PhantomData,
                 }));
                 if first + inputs == cols {
-                    self.out.finish(lanes, self.panels.clone(), tile, sums);
+                    self.finish(lanes, tile, sums);
                 }
             }
         }
@@ -218,14 +223,14 @@ impl<'a> Piece<'a> {
 }
 
 /// The sums of a piece, `[rows][panels][16]`, while its chunks are added up.
-struct SumsScratch([MaybeUninit<[[f32; LANES]; PIECE_PANELS]>; ROW_BLOCK]);
+struct SumsScratch([MaybeUninit<RowSums>; ROW_BLOCK]);
 
 impl SumsScratch {
     fn new() -> Self {
         Self([const { MaybeUninit::uninit() }; ROW_BLOCK])
     }
 
-    fn zeroed(&mut self, rows: usize) -> &mut [[[f32; LANES]; PIECE_PANELS]] {
+    fn zeroed(&mut self, rows: usize) -> &mut [RowSums] {
         let sums = &mut self.0[..rows];
         for sum in &mut *sums {
             sum.write([[0.0; LANES]; PIECE_PANELS]);
@@ -240,50 +245,3 @@ impl SumsScratch {
 struct UnpackScratch([MaybeUninit<u8>; UNPACK_BYTES]);
 
 const UNPACK_BYTES: usize = PIECE_PANELS * CHUNK_BLOCKS * unpacked_block_bytes::<Unpacked<2, false>>();
-
-/// The end of a tile: bias, residual, store.
-struct Finish<'a, const P: usize> {
-    sums: &'a [[[f32; LANES]; P]],
-    values: &'a Disjoint<'a, f32>,
-    /// Where the tile's first row starts, how far it is to the next, and how many features it has.
-    start: usize,
-    stride: usize,
-    width: usize,
-    bias: Option<&'a [f32]>,
-    accumulate: bool,
-}
-
-impl<const P: usize> Kernel for Finish<'_, P> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        for (r, sums) in self.sums.iter().enumerate() {
-            let start = self.start + r * self.stride;
-            // SAFETY: promised to `Piece::new`.
-            let out = unsafe { self.values.slice(start..start + self.width) };
-            let (whole, rest) = out.as_chunks_mut::<LANES>();
-            for (p, out) in whole.iter_mut().enumerate() {
-                // SAFETY: all pointers are to 16 numbers.
-                unsafe {
-                    let mut sum = lanes.load(sums[p].as_ptr());
-                    if let Some(bias) = self.bias {
-                        sum = lanes.add(sum, lanes.load(bias[p * LANES..][..LANES].as_ptr()));
-                    }
-                    if self.accumulate {
-                        sum = lanes.add(lanes.load(out.as_ptr()), sum);
-                    }
-                    lanes.store(sum, out.as_mut_ptr());
-                }
-            }
-            let done = LANES * whole.len();
-            for (i, out) in rest.iter_mut().enumerate() {
-                let mut sum = sums.as_flattened()[done + i];
-                if let Some(bias) = self.bias {
-                    sum += bias[done + i];
-                }
-                *out = if self.accumulate { *out + sum } else { sum };
-            }
-        }
-    }
-}

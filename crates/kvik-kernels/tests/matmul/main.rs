@@ -4,8 +4,8 @@
 mod matrix;
 
 use kvik_kernels::{
-    Isa, Phase, Phases, ThreadPool,
-    matmul::{Activations, PackError, PackedMatrix, Product, matmul_with},
+    Activation, Isa, Phase, Phases, ThreadPool,
+    matmul::{Activations, GatedProduct, PackError, PackedMatrix, Product, matmul_gated_with, matmul_with},
     quant::TensorType,
 };
 use matrix::{Random, Stored};
@@ -178,6 +178,14 @@ fn long_prefills_are_cut_without_a_trace() {
         let stored = Stored::random(ty, 50, 1024, &mut random);
         let weight = stored.pack();
         let x = random.floats(rows * 1024);
+        // Blocks of prompts are longer.
+        let x_of_prompt = random.floats(700 * 1024);
+        let prompt = run_phases(Isa::active(), 2, &weight, &x_of_prompt, &Phases::all(700, Phase::Prefill));
+        for row in [0, 349, 350, 511, 512, 699] {
+            let x = &x_of_prompt[row * 1024..][..1024];
+            let alone = run_phases(Isa::active(), 1, &weight, x, &Phases::all(1, Phase::Prefill));
+            assert_eq!(bits(&alone), bits(&prompt[row * 50..][..50]), "{ty}, row {row} of a prompt");
+        }
         let batch = run(Isa::active(), 2, &weight, &x);
         assert_close(&stored, &x, &batch, false, &format!("{ty}"));
         for row in [0, 95, 96, rows - 1] {
@@ -254,6 +262,43 @@ fn bias_and_residual_are_added_to_the_product() {
             for i in 0..out.len() {
                 let sum = plain[i] + if with_bias { bias[i % 35] } else { 0.0 };
                 assert_eq!(out[i], if accumulate { residual[i] + sum } else { sum }, "{ty}, element {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gate_opens_what_it_gates() {
+    let mut random = Random(13);
+    for (ty, out_features) in
+        [(TensorType::Q4_1, 40), (TensorType::Q6_K, 7), (TensorType::F32, 33), (TensorType::BF16, 16)]
+    {
+        let [gate, up] = [(); 2].map(|()| Stored::random(ty, out_features, 256, &mut random).pack());
+        for isa in Isa::available() {
+            for (rows, phase) in
+                [(1, Phase::Decode), (9, Phase::Decode), (70, Phase::Decode), (50, Phase::Prefill)]
+            {
+                let x = random.floats(rows * 256);
+                let phases = Phases::all(rows, phase);
+                for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu]
+                {
+                    let mut want = run_phases(isa, 1, &gate, &x, &phases);
+                    activation.gate(&mut want, &run_phases(isa, 1, &up, &x, &phases));
+                    let pool = ThreadPool::new(2);
+                    let mut acts = Activations::new();
+                    acts.set_for_isa(isa, &pool, &x, &phases, 256, [&gate, &up]);
+                    let mut out = vec![f32::NAN; rows * out_features];
+                    let product = GatedProduct { gate: &gate, up: &up, activation, out: &mut out };
+                    matmul_gated_with(isa, &pool, &acts, product);
+                    for (got, want) in out.iter().zip(&want) {
+                        // The activation is compiled with this set's instructions in one, the best set's in the other.
+                        let bound = 1e-6 * want.abs().max(1e-3);
+                        assert!(
+                            (got - want).abs() <= bound,
+                            "{ty} {activation:?} on {isa}: {got}, not {want}"
+                        );
+                    }
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use super::{Architecture, BuildError, Network};
 use crate::{
     layers::{
         Activation, Attention, AttentionParts, Embedding, LayerNorm, Linear, Mlp, PairLayout, Pass, Rope,
-        Rows,
+        Rows, activation_named,
     },
     settings::{Settings, SettingsError},
     weights::Weights,
@@ -134,5 +134,5 @@ impl GptNeoX {
 fn activation(settings: &Settings<'_>) -> Result<Activation, SettingsError> {
     let name = settings.find("", "hidden_act")?.unwrap_or("gelu");
     let unknown = || SettingsError::Unknown { name: "activation".into(), value: name.into() };
-    Activation::from_name(name).ok_or_else(unknown)
+    activation_named(name).ok_or_else(unknown)
 }

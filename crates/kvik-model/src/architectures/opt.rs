@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Architecture, BuildError, Network};
 use crate::{
-    layers::{Activation, Attention, Embedding, LayerNorm, Linear, Mlp, Pass, PositionEmbedding, Rows},
+    layers::{Attention, Embedding, LayerNorm, Linear, Mlp, Pass, PositionEmbedding, Rows, activation_named},
     settings::{Settings, SettingsError},
     weights::Weights,
 };
@@ -111,7 +111,7 @@ impl Opt {
         let norm_before = settings.find("", "do_layer_norm_before")?.unwrap_or(true);
         let heads = settings.heads()?;
         let name = settings.find("", "activation_function")?.unwrap_or("relu");
-        let activation = Activation::from_name(name)
+        let activation = activation_named(name)
             .ok_or_else(|| SettingsError::Unknown { name: "activation".into(), value: name.into() })?;
 
         let block = |layer| -> Result<Block, BuildError> {

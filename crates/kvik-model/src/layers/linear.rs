@@ -1,6 +1,6 @@
 //! Linear projection.
 
-use kvik_kernels::matmul::{PackedMatrix, Product, matmul};
+use kvik_kernels::matmul::{Activations, PackedMatrix, Product, matmul};
 
 use super::{Pass, Rows, Workspace};
 
@@ -47,10 +47,20 @@ impl Linear {
 }
 
 impl Pass<'_, '_> {
-    fn multiply(&mut self, x: &Rows, products: &mut [Product<'_>]) {
-        let weights = products.iter().map(|product| product.weight);
+    /// Prepares `x` for products with `weights`.
+    pub(super) fn prepare<'a>(
+        &mut self,
+        x: &Rows,
+        weights: impl IntoIterator<Item = &'a PackedMatrix>,
+    ) -> &Activations {
         let Workspace { activations, phases, .. } = &mut *self.workspace;
         activations.set_for(self.pool, x, phases, x.cols(), weights);
-        matmul(self.pool, activations, products);
+        activations
+    }
+
+    fn multiply(&mut self, x: &Rows, products: &mut [Product<'_>]) {
+        let pool = self.pool;
+        let acts = self.prepare(x, products.iter().map(|product| product.weight));
+        matmul(pool, acts, products);
     }
 }

@@ -1,53 +1,20 @@
 //! The feed-forward part of a block.
 
-use kvik_kernels::rows::{gelu_erf, gelu_tanh, gelu_tanh_mul, relu, silu, silu_mul};
+use kvik_kernels::{
+    Activation,
+    matmul::{GatedProduct, matmul_gated},
+};
 
 use super::{Linear, Pass, Rows};
 
-/// Non-linearity of a feed-forward layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`
-    Silu,
-    /// GELU, tanh form.
-    GeluTanh,
-    /// GELU, exact form.
-    Gelu,
-    /// `max(x, 0)`
-    Relu,
-}
-
-impl Activation {
-    /// The activation that Hugging Face configurations call `name`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "silu" | "swish" => Some(Self::Silu),
-            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Self::GeluTanh),
-            "gelu" => Some(Self::Gelu),
-            "relu" => Some(Self::Relu),
-            _ => None,
-        }
-    }
-
-    fn apply(self, x: &mut [f32]) {
-        match self {
-            Self::Silu => silu(x),
-            Self::GeluTanh => gelu_tanh(x),
-            Self::Gelu => gelu_erf(x),
-            Self::Relu => relu(x),
-        }
-    }
-
-    /// `gate = activation(gate) · up`
-    fn apply_gate(self, gate: &mut [f32], up: &[f32]) {
-        match self {
-            Self::Silu => silu_mul(gate, up),
-            Self::GeluTanh => gelu_tanh_mul(gate, up),
-            Self::Gelu | Self::Relu => {
-                self.apply(gate);
-                gate.iter_mut().zip(up).for_each(|(gate, &up)| *gate *= up);
-            }
-        }
+/// The activation that Hugging Face configurations call `name`.
+pub fn activation_named(name: &str) -> Option<Activation> {
+    match name {
+        "silu" | "swish" => Some(Activation::Silu),
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Activation::GeluTanh),
+        "gelu" => Some(Activation::Gelu),
+        "relu" => Some(Activation::Relu),
+        _ => None,
     }
 }
 
@@ -77,8 +44,18 @@ impl GatedMlp {
     }
 
     fn hidden(&self, pass: &mut Pass<'_, '_>, x: &Rows) -> Rows {
-        let [mut gate, up] = Linear::apply_all([&self.gate, &self.up], pass, x);
-        gate.for_each(pass.pool, |index, gate| self.activation.apply_gate(gate, up.row(index)));
+        let Self { gate, up, activation, .. } = self;
+        let are_alike = gate.weight.ty() == up.weight.ty() && gate.bias.is_none() && up.bias.is_none();
+        if are_alike {
+            let mut out = Rows::new(x.rows(), gate.out_features());
+            let pool = pass.pool;
+            let acts = pass.prepare(x, [&gate.weight, &up.weight]);
+            let (gate, up, activation) = (&gate.weight, &up.weight, *activation);
+            matmul_gated(pool, acts, GatedProduct { gate, up, activation, out: &mut out });
+            return out;
+        }
+        let [mut gate, up] = Linear::apply_all([gate, up], pass, x);
+        gate.for_each(pass.pool, |index, gate| activation.gate(gate, up.row(index)));
         gate
     }
 }

@@ -15,10 +15,10 @@ mod rows;
 pub use attention::{Attention, AttentionParts, QueryKeyNorm};
 pub use embedding::{Embedding, PositionEmbedding};
 pub use linear::Linear;
-pub use mlp::{Activation, GatedMlp, Mlp};
+pub use mlp::{GatedMlp, Mlp, activation_named};
 pub use norm::{LayerNorm, RmsNorm};
 pub use pass::{Logits, Pass, Span, Workspace};
 pub use rope::{Angles, PairLayout, Rope, RopeScaling, RopeSettings};
 pub use rows::Rows;
 
-pub use kvik_kernels::Phase;
+pub use kvik_kernels::{Activation, Phase};

@@ -7,7 +7,6 @@ use std::{marker::PhantomData, mem::MaybeUninit};
 
 use super::{
     super::{
-        PIECE_PANELS,
         lanes::{Kernel, LANES, Lanes},
         panel::{PAIRS, Packed, PanelFormat},
         prefetch,
@@ -24,6 +23,8 @@ const PAIR_BYTES: usize = 4 * LANES;
 /// Steps `first..first + steps` of a quantised panel.
 pub(super) struct UnpackBlocks<'a, F> {
     pub(super) panel: &'a [u8],
+    /// Panels from here to the one that comes after it.
+    pub(super) ahead: usize,
     pub(super) first: usize,
     pub(super) steps: usize,
     /// [`WEIGHT_TILE_BYTES`] for each step.
@@ -43,7 +44,7 @@ impl<F: BlockFormat> Kernel for UnpackBlocks<'_, F> {
             let block = self.first + index;
             let (header_at, codes_at) = span.locate(block);
             // The same block of the piece that most likely comes next arrives while this one is multiplied.
-            let next = self.panel.as_ptr().wrapping_add(PIECE_PANELS * self.panel.len() + codes_at);
+            let next = self.panel.as_ptr().wrapping_add(self.ahead * self.panel.len() + codes_at);
             prefetch(lanes, next, span.bytes().div_ceil(span.blocks));
             let (header, codes) = (&self.panel[header_at..], &self.panel[codes_at..]);
             assert!(header.len() >= span.header_bytes && codes.len() >= span.code_bytes);

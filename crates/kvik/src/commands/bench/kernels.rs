@@ -12,7 +12,7 @@ use super::{RunArgs, progress};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Instruction sets: scalar, avx2, avx512. Norms and quantisation run on that of KVIK_ISA only
+    /// Instruction sets: scalar, avx2, avx512, avx512bf16, amx. Norms and quantisation run on that of KVIK_ISA only
     /// [default: that of KVIK_ISA, or the best]
     #[arg(long, value_name = "SETS", value_delimiter = ',')]
     isa: Vec<Isa>,
