@@ -79,7 +79,7 @@ fn texts_do_not_depend_on_chunks_or_threads() {
 
 /// Equal but for the rounding of prompts, which the arithmetic of generated tokens does not have.
 fn assert_close(a: &TokenLogprob, b: &TokenLogprob, folder: &Path) {
-    let near = |a: f32, b: f32| (a.exp() - b.exp()).abs() < 0.01;
+    let near = |a: f32, b: f32| (a.exp() - b.exp()).abs() < 0.03;
     let same = a.id == b.id && near(a.logprob, b.logprob) && a.top.len() == b.top.len();
     let tops_near = a.top.iter().zip(&b.top).all(|(a, b)| near(a.1, b.1));
     assert!(same && tops_near, "{}: {a:?}, {b:?}", folder.display());
