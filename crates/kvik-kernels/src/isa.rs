@@ -80,8 +80,8 @@ impl Isa {
 }
 
 impl Isa {
-    /// Whether the rows of a prompt are multiplied in bf16 rather than in integers.
-    pub(crate) fn prefills_in_bf16(self) -> bool {
+    /// Whether the rows of a prompt are multiplied in bf16 rather than in integers, with weights of all types but F32 and F16.
+    pub fn prefills_in_bf16(self) -> bool {
         self >= Self::Avx512Bf16
     }
 }

@@ -13,7 +13,8 @@ use crate::Isa;
 pub enum Arithmetic {
     /// Products of `u8` and `i8`, summed in `i32`: what quantised weights are multiplied with.
     Int8Dot,
-    /// Products of bf16, summed in `f32`: what attention is made of. Sets without such an instruction widen to `f32`.
+    /// Products of bf16, summed in `f32`: what attention is made of and, on some sets, the products of prompts. Sets without
+    /// such an instruction widen to `f32`.
     Bf16Dot,
     /// `f32` multiply-add: what floating-point weights are multiplied with.
     F32MulAdd,
@@ -29,6 +30,9 @@ pub fn compute(isa: Isa, arithmetic: Arithmetic, turns: u64) -> u64 {
     let products = match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the set was found available just above.
+        Isa::Amx if arithmetic == Arithmetic::Bf16Dot => unsafe { x86::compute_tiles(turns) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::compute_avx512(arithmetic, turns) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -88,6 +92,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Arithmetic, LINE, black_box};
+    use crate::amx::{Operand, ROW_BYTES, Sums, TILE_BYTES, Tiles};
 
     /// Independent sums: more than the latency of a multiply-add times its throughput on any processor known, and as
     /// many as AVX2 has registers for.
@@ -131,6 +136,29 @@ mod x86 {
                 SUMS * 16
             }
         }
+    }
+
+    /// Tiles from the first-level cache: a tile cannot be multiplied without being loaded before long, and the loads are hidden.
+    ///
+    /// # Safety
+    /// The processor has AMX, and the system lets this process use it.
+    pub(super) unsafe fn compute_tiles(turns: u64) -> usize {
+        /// Four products of 16 rows, 16 columns and 32 inputs.
+        const PRODUCTS: usize = 4 * 16 * 16 * 32;
+        #[repr(align(64))]
+        struct Memory<T>(T);
+        let (tiles, mut sums) = (Memory([0u8; 4 * TILE_BYTES]), Memory([0.0f32; 4 * 256]));
+        let tile = |index: usize| tiles.0[index * TILE_BYTES..].as_ptr();
+        let operand =
+            |first| Operand { tiles: [tile(first), tile(first + 1)], row_stride: ROW_BYTES, step: 0 };
+        let mut sum = |index: usize| sums.0[256 * index..].as_mut_ptr();
+        let sums = Sums { tiles: [[sum(0), sum(1)], [sum(2), sum(3)]], row_stride: ROW_BYTES };
+        // SAFETY: the processor has tiles (the caller's promise); every step reads the same four, and `sums` are four more.
+        unsafe {
+            let unit = Tiles::configure();
+            unit.multiply(operand(0), operand(2), turns.max(1) as usize, sums, false);
+        }
+        PRODUCTS
     }
 
     #[target_feature(enable = "avx2,fma")]
@@ -220,6 +248,9 @@ mod tests {
         }
         if Isa::detect() >= Isa::Avx512 {
             assert_eq!(every.map(|kind| compute(Isa::Avx512, kind, 1)), [1536, 768, 384]);
+        }
+        if Isa::detect() >= Isa::Amx {
+            assert_eq!(every.map(|kind| compute(Isa::Amx, kind, 1)), [1536, 65536, 384]);
         }
     }
 }

@@ -66,7 +66,9 @@ pub struct WeightCount {
     pub bytes: usize,
     /// Quantised numbers in matrices.
     pub quantized: usize,
-    /// Floating-point numbers in matrices.
+    /// bf16 numbers in matrices.
+    pub bf16: usize,
+    /// Other floating-point numbers in matrices.
     pub floating: usize,
 }
 
@@ -84,7 +86,8 @@ impl WeightCount {
         let numbers = matrix.out_features() * matrix.in_features();
         self.bytes += matrix.bytes();
         match matrix.ty() {
-            TensorType::F32 | TensorType::F16 | TensorType::BF16 => self.floating += numbers,
+            TensorType::F32 | TensorType::F16 => self.floating += numbers,
+            TensorType::BF16 => self.bf16 += numbers,
             _ => self.quantized += numbers,
         }
     }

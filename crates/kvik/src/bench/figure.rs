@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use kvik_kernels::Phase;
 use serde::Serialize;
 
 use super::work::PassShape;
@@ -56,14 +57,14 @@ impl Figure {
 
     /// The passes that are timed.
     pub fn passes(self) -> impl Iterator<Item = PassShape> {
-        let (sequences, start, tokens, step) = match self {
-            Self::Prefill { prompt } => (1, 0, prompt, PREFILL_CHUNK),
-            Self::Decode { sequences, depth, gen_tokens } => (sequences, depth, gen_tokens, 1),
+        let (sequences, start, tokens, step, phase) = match self {
+            Self::Prefill { prompt } => (1, 0, prompt, PREFILL_CHUNK, Phase::Prefill),
+            Self::Decode { sequences, depth, gen_tokens } => (sequences, depth, gen_tokens, 1, Phase::Decode),
         };
         let end = start + tokens;
         (start..end).step_by(step).map(move |start| {
             let tokens = step.min(end - start);
-            PassShape { sequences, start, tokens, logits: step == 1 || start + tokens == end }
+            PassShape { sequences, start, tokens, phase, logits: step == 1 || start + tokens == end }
         })
     }
 

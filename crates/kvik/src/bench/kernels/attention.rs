@@ -55,7 +55,11 @@ pub(super) fn kernels<'a>(pool: &'a ThreadPool, options: &KernelOptions, case: &
     };
     let start = tokens - query_tokens;
     let mut work = Work::default();
-    add_attention(&mut work, &shape, PassShape { sequences: 1, start, tokens: query_tokens, logits: false });
+    add_attention(
+        &mut work,
+        &shape,
+        PassShape { sequences: 1, start, tokens: query_tokens, phase: Phase::Prefill, logits: false },
+    );
 
     let copies = copies_beyond_cache(work.bytes as usize);
     let caches: Vec<Cache> = repeat_with(|| Cache::new(&shape, tokens, query_tokens)).take(copies).collect();

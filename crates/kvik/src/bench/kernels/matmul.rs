@@ -51,7 +51,7 @@ pub(super) fn kernels<'a>(
         let x = activations(rows * in_features);
         acts.set_for_isa(isa, pool, &x, &Phases::all(rows, phase), in_features, [&copies[0]]);
         let (copies, mut out, mut next) = (Rc::clone(&copies), vec![0.0; rows * out_features], 0);
-        let work = work(&copies[0], rows);
+        let work = work(&copies[0], rows, phase == Phase::Prefill && isa.prefills_in_bf16());
         let call = Box::new(move || {
             let weight = &copies[next];
             next = (next + 1) % copies.len();
@@ -67,13 +67,13 @@ pub(super) fn kernels<'a>(
     Ok(kernels.collect())
 }
 
-fn work(weight: &PackedMatrix, rows: usize) -> Work {
+fn work(weight: &PackedMatrix, rows: usize, in_bf16: bool) -> Work {
     let operations = 2.0 * (rows * weight.out_features() * weight.in_features()) as f64;
     let bytes = weight.bytes() as f64;
     match weight.ty() {
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
-            Work { bytes, f32_ops: operations, ..Work::default() }
-        }
+        TensorType::F32 | TensorType::F16 => Work { bytes, f32_ops: operations, ..Work::default() },
+        _ if in_bf16 => Work { bytes, bf16_ops: operations, ..Work::default() },
+        TensorType::BF16 => Work { bytes, f32_ops: operations, ..Work::default() },
         _ => Work { bytes, int8_ops: ACTIVATION_PLANES * operations, ..Work::default() },
     }
 }

@@ -137,7 +137,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let race = Race {
         subject: Subject::new(&model, &pool, &figures)?,
-        cost: ModelCost::of(&model),
+        cost: ModelCost::of(&model, Isa::active()),
         gauge: Gauge::new(Isa::active(), pool.threads())?,
         pool: &pool,
         model: &path,
