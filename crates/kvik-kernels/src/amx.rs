@@ -13,6 +13,9 @@ pub(crate) const ROW_BYTES: usize = 64;
 /// Bytes of a tile whose rows follow each other.
 pub(crate) const TILE_BYTES: usize = TILE_ROWS * ROW_BYTES;
 
+/// bf16 inputs that one tile of each operand covers.
+pub(crate) const STEP_INPUTS: usize = 32;
+
 /// Whether this processor has tiles with bf16 products, and the system lets this process use them. Asks the system for it,
 /// which holds for all threads, also those that start later.
 pub(crate) fn available() -> bool {
