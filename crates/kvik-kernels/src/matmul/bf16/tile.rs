@@ -47,9 +47,10 @@ impl Kernel for VectorTile<'_> {
             for (step, tile) in self.rows.iter().enumerate() {
                 let activations = tile.row(self.first).cast::<i32>();
                 for pair in 0..PAIRS {
-                    let weights = self
-                        .weights
-                        .map(|panel| lanes.load_codes(panel.add((step * PAIRS + pair) * 4 * LANES)));
+                    let mut weights = [lanes.load_codes(self.weights[0]); PIECE_PANELS];
+                    for p in 0..PIECE_PANELS {
+                        weights[p] = lanes.load_codes(self.weights[p].add((step * PAIRS + pair) * 4 * LANES));
+                    }
                     for r in 0..R {
                         let activation = *activations.add(r * PAIRS + pair);
                         for p in 0..PIECE_PANELS {

@@ -62,9 +62,12 @@ impl<F: BlockFormat> Kernel for UnpackBlocks<'_, F> {
                     for pair in half * PAIRS / halves..(half + 1) * PAIRS / halves {
                         let groups = Packed::<F>::codes(lanes, codes.as_ptr(), pair);
                         for i in 0..2 {
-                            let weights = lanes
-                                .floats_of_codes(groups[i])
-                                .map(|code| lanes.mul_add(code, scale, addend));
+                            // No closures: they would be compiled without the instruction set.
+                            let codes = lanes.floats_of_codes(groups[i]);
+                            let mut weights = [addend; 4];
+                            for j in 0..4 {
+                                weights[j] = lanes.mul_add(codes[j], scale, addend);
+                            }
                             let to = to.add((4 * pair + 2 * i) * PAIR_BYTES);
                             lanes.store_bf16_pairs([weights[0], weights[1]], to.cast());
                             lanes.store_bf16_pairs([weights[2], weights[3]], to.add(PAIR_BYTES).cast());
@@ -91,24 +94,32 @@ impl Kernel for UnpackBf16<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        const INPUT_BYTES: usize = 2 * LANES;
         assert!(self.to.len() >= self.steps * WEIGHT_TILE_BYTES);
-        assert!(self.panel.len() >= self.inputs * INPUT_BYTES);
-        let input = |k: usize| {
-            if k < self.inputs {
-                // SAFETY: the panel has this input.
-                unsafe { lanes.load_bf16(self.panel.as_ptr().add(k * INPUT_BYTES)) }
-            } else {
-                lanes.splat(0.0)
-            }
-        };
+        assert!(self.panel.len() >= self.inputs * Self::INPUT_BYTES);
         for pair in 0..self.steps * STEP_INPUTS / 2 {
             let k = self.first * STEP_INPUTS + 2 * pair;
             // SAFETY: the pair is inside `to`.
             unsafe {
                 let to = self.to.as_mut_ptr().add(pair * PAIR_BYTES).cast();
-                lanes.store_bf16_pairs([input(k), input(k + 1)], to);
+                lanes.store_bf16_pairs([self.input(lanes, k), self.input(lanes, k + 1)], to);
             }
         }
+    }
+}
+
+impl UnpackBf16<'_> {
+    const INPUT_BYTES: usize = 2 * LANES;
+
+    /// Input `k` of the panel's outputs.
+    ///
+    /// # Safety
+    /// The panel has [`Self::inputs`] inputs.
+    #[inline(always)]
+    unsafe fn input<L: Lanes>(&self, lanes: L, k: usize) -> L::Floats {
+        if k >= self.inputs {
+            return lanes.splat(0.0);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { lanes.load_bf16(self.panel.as_ptr().add(k * Self::INPUT_BYTES)) }
     }
 }

@@ -134,11 +134,16 @@ impl Lanes for Avx2 {
         // SAFETY: `self` proves the instructions.
         unsafe {
             let byte = _mm256_set1_epi32(0xff);
-            let first = codes.map(|codes| _mm256_and_si256(codes, byte));
-            let second = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi32::<8>(codes), byte));
-            let third = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi32::<16>(codes), byte));
-            let fourth = codes.map(|codes| _mm256_srli_epi32::<24>(codes));
-            [first, second, third, fourth].map(|ints| ints.map(|ints| _mm256_cvtepi32_ps(ints)))
+            let mut floats = [[_mm256_setzero_ps(); 2]; 4];
+            for i in 0..2 {
+                let second = _mm256_srli_epi32::<8>(codes[i]);
+                let third = _mm256_srli_epi32::<16>(codes[i]);
+                floats[0][i] = _mm256_cvtepi32_ps(_mm256_and_si256(codes[i], byte));
+                floats[1][i] = _mm256_cvtepi32_ps(_mm256_and_si256(second, byte));
+                floats[2][i] = _mm256_cvtepi32_ps(_mm256_and_si256(third, byte));
+                floats[3][i] = _mm256_cvtepi32_ps(_mm256_srli_epi32::<24>(codes[i]));
+            }
+            floats
         }
     }
 
