@@ -178,3 +178,63 @@ impl Tiles {
         }
     }
 }
+
+impl Tiles {
+    /// [`Self::multiply`] for the first half of the columns alone: 32 rows by 16 columns.
+    ///
+    /// # Safety
+    /// As for [`Self::multiply`], the second half left aside.
+    pub(crate) unsafe fn multiply_half(
+        &self,
+        left: Operand,
+        right: Operand,
+        steps: usize,
+        sums: Sums,
+        accumulate: bool,
+    ) {
+        let [[c0, _], [c1, _]] = sums.tiles;
+        // SAFETY: the caller's promise; `self` proves that the tiles are configured on this thread.
+        unsafe {
+            if accumulate {
+                asm!(
+                    "tileloadd tmm0, [{c0} + {stride}*1]",
+                    "tileloadd tmm2, [{c1} + {stride}*1]",
+                    c0 = in(reg) c0, c1 = in(reg) c1,
+                    stride = in(reg) sums.row_stride,
+                    options(nostack, readonly)
+                );
+            } else {
+                asm!("tilezero tmm0", "tilezero tmm2", options(nostack, nomem));
+            }
+            asm!(
+                "2:",
+                "tileloadd tmm4, [{a0} + {a_stride}*1]",
+                "tileloadd tmm6, [{b0} + {b_stride}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{a1} + {a_stride}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "add {a0}, {a_step}",
+                "add {a1}, {a_step}",
+                "add {b0}, {b_step}",
+                "dec {steps}",
+                "jnz 2b",
+                a0 = inout(reg) left.tiles[0] => _,
+                a1 = inout(reg) left.tiles[1] => _,
+                b0 = inout(reg) right.tiles[0] => _,
+                a_stride = in(reg) left.row_stride,
+                b_stride = in(reg) right.row_stride,
+                a_step = in(reg) left.step,
+                b_step = in(reg) right.step,
+                steps = inout(reg) steps => _,
+                options(nostack, readonly)
+            );
+            asm!(
+                "tilestored [{c0} + {stride}*1], tmm0",
+                "tilestored [{c1} + {stride}*1], tmm2",
+                c0 = in(reg) c0, c1 = in(reg) c1,
+                stride = in(reg) sums.row_stride,
+                options(nostack)
+            );
+        }
+    }
+}

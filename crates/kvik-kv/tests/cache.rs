@@ -68,6 +68,19 @@ fn step(
     window: Option<usize>,
     scratch: &mut AttentionScratch,
 ) -> Vec<f32> {
+    step_as(Phase::Prefill, pool, store, cache, range, window, scratch)
+}
+
+/// [`step`] for rows of `phase`.
+fn step_as(
+    phase: Phase,
+    pool: &ThreadPool,
+    store: &mut KvStore,
+    cache: &mut SequenceCache,
+    range: Range<usize>,
+    window: Option<usize>,
+    scratch: &mut AttentionScratch,
+) -> Vec<f32> {
     let n = range.len();
     cache.reserve(store, n).unwrap();
     cache.append(
@@ -79,7 +92,7 @@ fn step(
     );
     let positions: Vec<u32> = range.clone().map(|p| p as u32).collect();
     let mut out = vec![0.0; n * HEADS * VALUE_DIM];
-    let batch = Batch(vec![(cache, 0..n)], Phase::Prefill);
+    let batch = Batch(vec![(cache, 0..n)], phase);
     let queries = rows(3, range, HEADS * KEY_DIM);
     let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
     attend(pool, store, &batch, 0, &attention_shape(window), rows, scratch);
@@ -207,7 +220,7 @@ fn a_batch_of_sequences_gives_each_what_it_gets_alone() {
     let mut alone = Vec::new();
     for (cache, &len) in caches.iter_mut().zip(&lengths) {
         step(&pool, &mut store, cache, 0..len - 1, None, &mut scratch);
-        alone.push(step(&pool, &mut store, cache, len - 1..len, None, &mut scratch));
+        alone.push(step_as(Phase::Decode, &pool, &mut store, cache, len - 1..len, None, &mut scratch));
     }
     let batch = Batch(caches.iter().enumerate().map(|(i, cache)| (cache, i..i + 1)).collect(), Phase::Decode);
     let queries: Vec<f32> = lengths.iter().flat_map(|&len| rows(3, len - 1..len, HEADS * KEY_DIM)).collect();

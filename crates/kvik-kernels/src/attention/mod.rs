@@ -7,7 +7,8 @@
 //! No score matrix ever exists; scores live for one tile of 64 tokens.
 //!
 //! All query rows of a call share the KV head: with grouped-query attention they are the group's heads, in prefill
-//! times the tokens of the chunk, and each K and V load serves up to four rows.
+//! times the tokens of the chunk, and each K and V load serves up to four rows. A prompt's rows go through the tile unit
+//! where there is one (the `amx` module), 32 at a time, in the same terms.
 //!
 //! # Layout
 //! Keys and values are bf16, stored so that no horizontal sum and no transposition is needed when they are read:
@@ -19,6 +20,8 @@
 //! the dims, each accumulator one chain over the tokens. Masked tokens contribute exact zeros. So a row computed
 //! alone, in a batch or in any prefill chunk gives the same bits.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -70,7 +73,7 @@ pub struct Queries<'a> {
 
 /// Running softmax state of some query rows.
 pub struct Partials<'a> {
-    /// Largest score so far, `[rows]`.
+    /// Largest score so far, or another number that later scores do not exceed by much, `[rows]`.
     pub max: &'a mut [f32],
     /// Sum of `exp(score - max)`, `[rows]`.
     pub sum: &'a mut [f32],

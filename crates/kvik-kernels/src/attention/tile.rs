@@ -114,6 +114,17 @@ impl Tile<'_> {
         }
     }
 
+    /// Smallest and largest position of a token.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn span(&self) -> (u32, u32) {
+        match self.positions {
+            Positions::From(start) => (start, start + self.len.max(1) as u32 - 1),
+            Positions::Each(positions) => positions[..self.len]
+                .iter()
+                .fold((u32::MAX, 0), |(lowest, highest), &p| (lowest.min(p), highest.max(p))),
+        }
+    }
+
     /// One bit per token: set if a query at `position` may see it.
     pub(super) fn visible(&self, reach: Reach, position: u32) -> u64 {
         let (first, last) = reach.range(position);

@@ -1,0 +1,390 @@
+//! Prompt rows by AMX: blocks of 32 query rows against tiles of 64 cached tokens.
+//!
+//! The cache's layouts are those of a right operand: a tile register takes 32 dims of 16 keys, or 16 dims of 32 values. Query
+//! rows are packed as left operands. For each tile every block goes through a product (scores), a softmax in AVX-512
+//! (weights) and a second product (sums), and the tile stays close for the next block. The three do not overlap: while
+//! tile instructions are under way, the processors of 2023 run half of their 512-bit floating-point instructions, so that to
+//! interleave them was measured to gain nothing.
+//!
+//! The sum of a row's weights is one more column of its sums, from a column of values that are all one: it costs no vector
+//! instruction and adds up the rounded weights, so that they add up to one exactly.
+//!
+//! # Determinism
+//! All that is decided for a block (skip the tile, mask it, move references) leaves the same bits in a row as if it had been
+//! decided for the row alone: a weight of zero adds an exact zero, and a factor of one is not applied.
+
+mod softmax;
+
+use std::arch::x86_64::*;
+
+use self::softmax::{Scores, Weights};
+use super::{NOTHING_SEEN, Partials, Reach, TILE_TOKENS, Tile, TileShape, tile::GROUP_TOKENS};
+use crate::amx::{Operand, ROW_BYTES, STEP_INPUTS, Sums, TILE_BYTES, TILE_ROWS, Tiles};
+
+/// Query rows of a block: two tiles, so that a tile of keys or values serves two products each time it is loaded.
+pub(super) const BLOCK_ROWS: usize = 2 * TILE_ROWS;
+
+/// Pairs of tokens or dims that a tile of a right operand covers.
+const STEP_PAIRS: usize = STEP_INPUTS / 2;
+
+/// A row of a tile: 16 `f32`, or 32 bf16.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+impl Line {
+    const ZERO: Self = Self([0; 16]);
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn floats(&self) -> __m512 {
+        // SAFETY: 64 bytes of plain numbers, aligned.
+        unsafe { _mm512_load_ps(self.0.as_ptr().cast()) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn set(&mut self, numbers: __m512i) {
+        // SAFETY: as for `floats`.
+        unsafe { _mm512_store_si512(self.0.as_mut_ptr().cast(), numbers) }
+    }
+}
+
+/// Rows of a block that are not in its sums.
+#[derive(Clone, Copy)]
+struct Rows {
+    /// Rows in use; the others' numbers mean nothing.
+    count: usize,
+    positions: [u32; BLOCK_ROWS],
+    /// Stand-ins for the running maxima, in units of log₂.
+    references: [f32; BLOCK_ROWS],
+    /// Smallest and largest of the first positions that the rows see.
+    first: (u32, u32),
+    /// Smallest and largest of the last positions that they see.
+    last: (u32, u32),
+}
+
+impl Rows {
+    const NONE: Self = Self {
+        count: 0,
+        positions: [0; BLOCK_ROWS],
+        references: [NOTHING_SEEN; BLOCK_ROWS],
+        first: (u32::MAX, 0),
+        last: (u32::MAX, 0),
+    };
+
+    fn push(&mut self, position: u32, reach: Reach) {
+        self.positions[self.count] = position;
+        self.count += 1;
+        let (first, last) = reach.range(position);
+        self.first = (self.first.0.min(first), self.first.1.max(first));
+        self.last = (self.last.0.min(last), self.last.1.max(last));
+    }
+
+    /// Whether some row may see a position of `span`.
+    fn sees(&self, span: (u32, u32)) -> bool {
+        span.0 <= self.last.1 && span.1 >= self.first.0
+    }
+
+    /// Whether every row sees all positions of `span`.
+    fn see_all(&self, span: (u32, u32)) -> bool {
+        span.0 >= self.first.1 && span.1 <= self.last.0
+    }
+}
+
+/// Softmax state of many query rows of one KV head, and what folding needs.
+pub(super) struct Blocks {
+    shape: TileShape,
+    reach: Reach,
+    /// Left operands: `[block][step along the dims][32 rows]`.
+    queries: Vec<Line>,
+    rows: Vec<Rows>,
+    /// Weighted sums of values and, last, of weights: `[block][16 dims, or the weights][32 rows]`.
+    sums: Vec<Line>,
+    /// Of one block over one tile.
+    scores: Scores,
+    /// As `scores`.
+    weights: Weights,
+    /// The last step along the dims of a tile's keys, if the dims do not fill it: `[group][16 pairs]`.
+    last_keys: [Line; TILE_TOKENS],
+    /// Values that are all one.
+    ones: Line,
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        /// Two times 1.0 in bf16.
+        const ONES: u32 = 0x3F80_3F80;
+        Self {
+            shape: TileShape { key_dim: 0, value_dim: 0 },
+            reach: Reach::ALL,
+            queries: Vec::new(),
+            rows: Vec::new(),
+            sums: Vec::new(),
+            scores: [Line::ZERO; _],
+            weights: [Line::ZERO; _],
+            last_keys: [Line::ZERO; _],
+            ones: Line([ONES; _]),
+        }
+    }
+}
+
+impl Blocks {
+    /// Makes room for `rows` query rows of heads of `shape`.
+    pub(super) fn reserve(&mut self, rows: usize, shape: TileShape) {
+        let blocks = rows.div_ceil(BLOCK_ROWS);
+        let reserve = |lines: &mut Vec<Line>, len: usize| lines.reserve(len.saturating_sub(lines.len()));
+        self.rows.reserve(blocks.saturating_sub(self.rows.len()));
+        reserve(&mut self.queries, blocks * query_lines(shape));
+        reserve(&mut self.sums, blocks * sum_lines(shape));
+    }
+
+    /// Takes on `rows` query rows, none of which is packed yet. [`Self::reset`] comes before tiles are folded.
+    pub(super) fn begin(&mut self, rows: usize, shape: TileShape, reach: Reach) {
+        let blocks = rows.div_ceil(BLOCK_ROWS);
+        (self.shape, self.reach) = (shape, reach);
+        self.rows.clear();
+        self.rows.resize(blocks, Rows::NONE);
+        self.queries.clear();
+        self.queries.resize(blocks * query_lines(shape), Line::ZERO);
+        self.sums.resize(blocks * sum_lines(shape), Line::ZERO);
+    }
+
+    /// Forgets all tiles: the state before the first.
+    pub(super) fn reset(&mut self) {
+        self.sums.fill(Line::ZERO);
+        for rows in &mut self.rows {
+            rows.references = [NOTHING_SEEN; _];
+        }
+    }
+
+    /// Packs the query `[key_dim]` of a row at `position`, times the softmax `scale`. Rows come in rising order.
+    ///
+    /// # Safety
+    /// The processor has AMX and AVX-512 with BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub(super) unsafe fn pack(&mut self, row: usize, position: u32, query: &[f32], scale: f32) {
+        let (block, row) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
+        self.rows[block].push(position, self.reach);
+        let lines = &mut self.queries[block * query_lines(self.shape)..][..query_lines(self.shape)];
+        let scale = _mm512_set1_ps(scale * std::f32::consts::LOG2_E);
+        for (line, dims) in lines[row..].iter_mut().step_by(BLOCK_ROWS).zip(query.chunks(STEP_INPUTS)) {
+            let mask = low_bits(dims.len());
+            // SAFETY: the masks select the `dims.len()` numbers of the slice; the pointer beyond is not used.
+            let (low, high) = unsafe {
+                let (low, high) = (dims.as_ptr(), dims.as_ptr().wrapping_add(16));
+                (_mm512_maskz_loadu_ps(mask as u16, low), _mm512_maskz_loadu_ps((mask >> 16) as u16, high))
+            };
+            line.set(softmax::pack(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale)));
+        }
+    }
+
+    /// Folds `tiles` into the state, in their order.
+    ///
+    /// # Panics
+    /// If a tile does not have the shape that the rows began with.
+    ///
+    /// # Safety
+    /// The processor has AMX and AVX-512 with BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub(super) unsafe fn fold<'a>(&mut self, tiles: impl Iterator<Item = Tile<'a>>) {
+        // SAFETY: the caller's promise.
+        let unit = unsafe { Tiles::configure() };
+        for tile in tiles {
+            tile.check(self.shape);
+            if tile.len == 0 {
+                continue;
+            }
+            self.pad_keys(&tile);
+            let span = tile.span();
+            for block in 0..self.rows.len() {
+                if !self.rows[block].sees(span) {
+                    continue;
+                }
+                // SAFETY: the tile has the shape of `self`.
+                unsafe {
+                    self.score(&unit, &tile, block);
+                    self.weigh(&tile, span, block);
+                    self.mix(&unit, &tile, block);
+                }
+            }
+        }
+    }
+
+    /// Copies the keys of the last step along the dims, unless the dims fill all steps.
+    fn pad_keys(&mut self, tile: &Tile<'_>) {
+        let (pairs, rest) = (self.shape.key_pairs(), self.shape.key_pairs() % STEP_PAIRS);
+        if rest == 0 {
+            return;
+        }
+        let groups = tile.keys.chunks_exact(pairs * 2 * GROUP_TOKENS);
+        for (lines, keys) in self.last_keys.chunks_exact_mut(STEP_PAIRS).zip(groups) {
+            for (line, keys) in
+                lines.iter_mut().zip(keys[(pairs - rest) * 2 * GROUP_TOKENS..].chunks_exact(32))
+            {
+                for (slot, pair) in line.0.iter_mut().zip(keys.chunks_exact(2)) {
+                    *slot = u32::from(pair[0]) | u32::from(pair[1]) << 16;
+                }
+            }
+            lines[rest..].fill(Line::ZERO);
+        }
+    }
+
+    /// Scores of a block over a tile.
+    ///
+    /// # Safety
+    /// The tile has the shape of `self`.
+    unsafe fn score(&mut self, unit: &Tiles, tile: &Tile<'_>, block: usize) {
+        let pairs = self.shape.key_pairs();
+        let (steps, rest) = (pairs / STEP_PAIRS, pairs % STEP_PAIRS);
+        let lines = query_lines(self.shape);
+        let queries: *const u8 = self.queries[block * lines..][..lines].as_ptr().cast();
+        let (keys, last_keys) = (tile.keys.as_ptr().cast::<u8>(), self.last_keys.as_ptr().cast::<u8>());
+        for group in (0..TILE_TOKENS / GROUP_TOKENS).step_by(2) {
+            let sums = sums(&mut self.scores[group * BLOCK_ROWS..]);
+            // SAFETY: a block's queries are two tiles for each step and two more if there is a rest; a group's keys are `pairs`
+            // rows, which `steps` tiles do not exceed; the padded keys are a tile for each group, the scores two.
+            unsafe {
+                if steps > 0 {
+                    let keys = keys.add(group * pairs * ROW_BYTES);
+                    let keys = right(keys, ROW_BYTES, pairs * ROW_BYTES, TILE_BYTES);
+                    unit.multiply(left(queries), keys, steps, sums, false);
+                }
+                if rest > 0 {
+                    let queries = queries.add(steps * 2 * TILE_BYTES);
+                    let keys = right(last_keys.add(group * TILE_BYTES), ROW_BYTES, TILE_BYTES, 0);
+                    unit.multiply(left(queries), keys, 1, sums, steps > 0);
+                }
+            }
+        }
+    }
+
+    /// Weights of a block over a tile, from the scores.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    fn weigh(&mut self, tile: &Tile<'_>, span: (u32, u32), block: usize) {
+        let whole = tile.len == TILE_TOKENS && tile.bias.is_none() && self.rows[block].see_all(span);
+        let Rows { count, positions, references, .. } = &mut self.rows[block];
+        let references = &mut references[..*count];
+        if whole && softmax::weigh_whole(&self.scores, references, &mut self.weights) {
+            return;
+        }
+        let visible = positions.map(|position| tile.visible(self.reach, position));
+        let factors = softmax::weigh(&self.scores, &visible, tile.bias, references, &mut self.weights);
+        if let Some(factors) = factors {
+            let lines = sum_lines(self.shape);
+            softmax::rescale(&mut self.sums[block * lines..][..lines], &factors);
+        }
+    }
+
+    /// Adds a tile's values and ones, by their weights, to a block's sums.
+    ///
+    /// # Safety
+    /// The tile has the shape of `self`.
+    unsafe fn mix(&mut self, unit: &Tiles, tile: &Tile<'_>, block: usize) {
+        let row_stride = self.shape.value_stride() * size_of::<u32>();
+        let dim_tiles = self.shape.value_stride() / TILE_ROWS;
+        let steps = tile.len.div_ceil(STEP_INPUTS);
+        let lines = sum_lines(self.shape);
+        let block_sums = &mut self.sums[block * lines..][..lines];
+        let weights = left(self.weights.as_ptr().cast());
+        let values: *const u8 = tile.values.as_ptr().cast();
+        // SAFETY: the weights are two tiles for each step, of which there are 1 or 2; the values have `row_stride` bytes for each
+        // pair of tokens, 16 pairs a step; a block's sums are two tiles for every 16 dims and two more, which add up ones. One
+        // line of ones stands for all rows of a tile.
+        unsafe {
+            for dim_tile in (0..dim_tiles).step_by(2) {
+                let values = values.add(dim_tile * ROW_BYTES);
+                let values = right(values, row_stride, ROW_BYTES, STEP_PAIRS * row_stride);
+                let sums = sums(&mut block_sums[dim_tile * BLOCK_ROWS..]);
+                if dim_tile + 1 < dim_tiles {
+                    unit.multiply(weights, values, steps, sums, true);
+                } else {
+                    unit.multiply_half(weights, values, steps, sums, true);
+                }
+            }
+            let ones = right(self.ones.0.as_ptr().cast(), 0, 0, 0);
+            unit.multiply_half(weights, ones, steps, sums(&mut block_sums[dim_tiles * BLOCK_ROWS..]), true);
+        }
+    }
+
+    /// Writes a row's result, weighted sums of values over the sum of weights, to `out` (`[value_dim]`); zeros if it saw no
+    /// token.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub(super) unsafe fn finish(&self, row: usize, out: &mut [f32]) {
+        let sum = self.sum(row);
+        self.scaled(row, if sum > 0.0 { 1.0 / sum } else { 0.0 }, out);
+    }
+
+    /// Writes a row's state to `row` of `partials`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub(super) unsafe fn export(&self, row: usize, partials: &mut Partials<'_>) {
+        let stride = self.shape.value_stride();
+        let reference = self.rows[row / BLOCK_ROWS].references[row % BLOCK_ROWS];
+        partials.max[row] = (reference * std::f32::consts::LN_2).max(NOTHING_SEEN);
+        partials.sum[row] = self.sum(row);
+        self.scaled(row, 1.0, &mut partials.acc[row * stride..(row + 1) * stride]);
+    }
+
+    /// The state of a row: a line for every 16 dims, then one whose numbers are all the sum of weights.
+    fn lines(&self, row: usize) -> impl Iterator<Item = &Line> {
+        let lines = sum_lines(self.shape);
+        self.sums[row / BLOCK_ROWS * lines..][..lines][row % BLOCK_ROWS..].iter().step_by(BLOCK_ROWS)
+    }
+
+    fn sum(&self, row: usize) -> f32 {
+        self.lines(row).last().map_or(0.0, |line| f32::from_bits(line.0[0]))
+    }
+
+    /// A row's weighted sums of values times `scale`. A negative zero, which only numbers below the normal ones leave behind,
+    /// becomes zero.
+    #[target_feature(enable = "avx512f")]
+    fn scaled(&self, row: usize, scale: f32, out: &mut [f32]) {
+        let (scale, zero) = (_mm512_set1_ps(scale), _mm512_setzero_ps());
+        for (out, line) in out.chunks_mut(TILE_ROWS).zip(self.lines(row)) {
+            let mask = low_bits(out.len()) as u16;
+            // SAFETY: the mask selects the numbers of the slice.
+            unsafe {
+                _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_fmadd_ps(line.floats(), scale, zero))
+            };
+        }
+    }
+}
+
+/// A left operand: pairs of tiles that follow each other.
+fn left(first: *const u8) -> Operand {
+    let tiles = [first, first.wrapping_add(TILE_BYTES)];
+    Operand { tiles, row_stride: ROW_BYTES, step: 2 * TILE_BYTES }
+}
+
+/// A right operand whose second tile is `neighbour` bytes from the first.
+fn right(first: *const u8, row_stride: usize, neighbour: usize, step: usize) -> Operand {
+    Operand { tiles: [first, first.wrapping_add(neighbour)], row_stride, step }
+}
+
+/// Sums at `lines`: of 16 columns and both tiles of rows, then of 16 more columns.
+fn sums(lines: &mut [Line]) -> Sums {
+    let first: *mut f32 = lines.as_mut_ptr().cast();
+    let tile = |index: usize| first.wrapping_add(index * TILE_BYTES / size_of::<f32>());
+    Sums { tiles: [[tile(0), tile(2)], [tile(1), tile(3)]], row_stride: ROW_BYTES }
+}
+
+/// Lines of a block's queries.
+fn query_lines(shape: TileShape) -> usize {
+    shape.key_dim.div_ceil(STEP_INPUTS) * BLOCK_ROWS
+}
+
+/// Lines of a block's sums.
+fn sum_lines(shape: TileShape) -> usize {
+    (shape.value_stride() / TILE_ROWS + 1) * BLOCK_ROWS
+}
+
+/// The lower `count` bits, at most 32.
+fn low_bits(count: usize) -> u32 {
+    ((1u64 << count) - 1) as u32
+}

@@ -1,0 +1,144 @@
+//! The softmax between the two products of a block: scores `[4 groups of tokens][32 rows][16 tokens]` in, bf16 weights
+//! `[2 halves of the tokens][32 rows][32 tokens]` out, tiles of the left operand of the second product.
+//!
+//! Scores are in units of log₂ (the query carries the factor), so a weight is `2^(score - reference)`. The reference of a
+//! row stands in for its running maximum: floating point does not care how large weights are, so the reference moves
+//! only when a weight would reach [`LIMIT`] otherwise (as FlashAttention 4 rescales), and then to an integer above the new
+//! maximum, which makes the factor on earlier sums a power of two, hence exact. That a weight has reached the limit shows in
+//! one bit of its bf16 form: tiles that all rows see whole need no pass for the maximum.
+
+use std::arch::x86_64::*;
+
+use super::{BLOCK_ROWS, Line};
+use crate::attention::{TILE_TOKENS, tile::GROUP_TOKENS};
+
+/// Vectors of 16 that a tile's tokens fill.
+const VECTORS: usize = TILE_TOKENS / GROUP_TOKENS;
+
+/// Weights stay below this: the bit that [`LIMIT_BIT`] names is set from here on.
+const LIMIT: f32 = 2.0;
+
+/// Of both weights of a pair: the upper bit of the exponent.
+const LIMIT_BIT: i32 = 0x4000_4000;
+
+/// How far above the maximum (rounded up) a reference is set, in powers of two: room for later tokens to be larger.
+const HEADROOM: f32 = 8.0;
+
+/// Scores of a block over a tile.
+pub(super) type Scores = [Line; VECTORS * BLOCK_ROWS];
+
+/// Weights of a block over a tile.
+pub(super) type Weights = [Line; TILE_TOKENS / 32 * BLOCK_ROWS];
+
+/// Factors on what the rows of a block have summed up so far.
+pub(super) type Factors = [f32; BLOCK_ROWS];
+
+/// Weights of a tile that every row sees whole; `false` if a row's reference has to move first.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) fn weigh_whole(scores: &Scores, references: &[f32], weights: &mut Weights) -> bool {
+    let mut seen = _mm512_setzero_si512();
+    for (row, &reference) in references.iter().enumerate() {
+        let reference = _mm512_set1_ps(reference);
+        let weight = |v: usize| exp2(_mm512_sub_ps(scores[v * BLOCK_ROWS + row].floats(), reference));
+        let (low, high) = (pack(weight(0), weight(1)), pack(weight(2), weight(3)));
+        weights[row].set(low);
+        weights[BLOCK_ROWS + row].set(high);
+        seen = _mm512_ternarylogic_epi32::<{ 0xF0 | 0xCC | 0xAA }>(seen, low, high);
+    }
+    _mm512_test_epi32_mask(seen, _mm512_set1_epi32(LIMIT_BIT)) == 0
+}
+
+/// Weights of any tile, the references moved where they have to; `None` if none has, otherwise the factors on earlier sums.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) fn weigh(
+    scores: &Scores,
+    visible: &[u64; BLOCK_ROWS],
+    bias: Option<&[f32]>,
+    references: &mut [f32],
+    weights: &mut Weights,
+) -> Option<Factors> {
+    let mut moved = false;
+    let mut factors = [1.0; BLOCK_ROWS];
+    let bias: Option<[__m512; VECTORS]> = bias.map(|bias| {
+        std::array::from_fn(|v| {
+            let bias = &bias[GROUP_TOKENS * v..][..GROUP_TOKENS];
+            // SAFETY: the slice holds a vector.
+            let bias = unsafe { _mm512_loadu_ps(bias.as_ptr()) };
+            _mm512_mul_ps(bias, _mm512_set1_ps(std::f32::consts::LOG2_E))
+        })
+    });
+    for (row, reference) in references.iter_mut().enumerate() {
+        if visible[row] == 0 {
+            weights[row].set(_mm512_setzero_si512());
+            weights[BLOCK_ROWS + row].set(_mm512_setzero_si512());
+            continue;
+        }
+        let masks: [__mmask16; VECTORS] =
+            std::array::from_fn(|v| (visible[row] >> (GROUP_TOKENS * v)) as u16);
+        let mut score: [__m512; VECTORS] = std::array::from_fn(|v| scores[v * BLOCK_ROWS + row].floats());
+        if let Some(bias) = bias {
+            for v in 0..VECTORS {
+                score[v] = _mm512_add_ps(score[v], bias[v]);
+            }
+        }
+        let mut max = _mm512_set1_ps(f32::MIN);
+        for v in 0..VECTORS {
+            max = _mm512_mask_max_ps(max, masks[v], max, score[v]);
+        }
+        let max = _mm512_reduce_max_ps(max);
+        if max - *reference >= LIMIT.log2() {
+            let next = max.ceil() + HEADROOM;
+            factors[row] = power_of_two(*reference - next);
+            *reference = next;
+            moved = true;
+        }
+        let reference = _mm512_set1_ps(*reference);
+        let weight = |v: usize| _mm512_maskz_mov_ps(masks[v], exp2(_mm512_sub_ps(score[v], reference)));
+        weights[row].set(pack(weight(0), weight(1)));
+        weights[BLOCK_ROWS + row].set(pack(weight(2), weight(3)));
+    }
+    moved.then_some(factors)
+}
+
+/// Multiplies a block's sums, tiles `[32 rows][16]`, by the factors of their rows.
+///
+/// The tile unit takes numbers below the normal ones for zero, so they become zero here too: whether a row passes through
+/// the tile unit once more or not makes no difference then.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) fn rescale(sums: &mut [Line], factors: &Factors) {
+    let least = _mm512_set1_ps(f32::MIN_POSITIVE);
+    for row in (0..BLOCK_ROWS).filter(|&row| factors[row] != 1.0) {
+        let factor = _mm512_set1_ps(factors[row]);
+        for line in sums[row..].iter_mut().step_by(BLOCK_ROWS) {
+            let scaled = _mm512_mul_ps(line.floats(), factor);
+            let normal = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_abs_ps(scaled), least);
+            line.set(_mm512_castps_si512(_mm512_maskz_mov_ps(normal, scaled)));
+        }
+    }
+}
+
+/// `2^exponent` for an integer `exponent`, 0 for one below those of normal numbers.
+fn power_of_two(exponent: f32) -> f32 {
+    if exponent < -126.0 { 0.0 } else { f32::from_bits(((exponent as i32 + 127) as u32) << 23) }
+}
+
+/// Two vectors as bf16, rounded to nearest, the first in the lower half.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+pub(super) fn pack(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both types are 512 bits of plain numbers.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
+}
+
+/// `2^x` with a relative error below 8e-5, a twentieth of what rounding the result to bf16 costs: `2^⌊x⌋` times a polynomial
+/// of degree 3 in the rest (minimax).
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn exp2(x: __m512) -> __m512 {
+    let rest = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF }>(x);
+    let mut p = _mm512_set1_ps(0.078_024_52);
+    for c in [0.226_067_16, 0.695_833_56, 0.999_925_2] {
+        p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(c));
+    }
+    _mm512_scalef_ps(p, x)
+}
