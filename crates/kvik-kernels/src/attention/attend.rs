@@ -219,6 +219,7 @@ struct Items<'a> {
     shape: &'a AttentionShape,
     sequences: &'a [SequenceRows],
     /// Most query rows of an item for the tile unit; what a row gives does not depend on it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is no tile unit"))]
     most_rows: usize,
 }
 
