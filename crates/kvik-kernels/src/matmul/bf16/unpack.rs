@@ -1,7 +1,7 @@
 //! Panels of weights, taken apart into bf16.
 //!
 //! A tile is 32 inputs of the panel's 16 outputs: `[pair of inputs][output][2]`, the right operand of the tile unit of AMX
-//! and of the dot products of AVX-512. A weight is decoded to `f32` exactly and then rounded once, to the nearest bf16.
+//! and of the dot products of AVX-512. A weight is decoded to `f32` and then rounded to the nearest bf16.
 
 use std::{marker::PhantomData, mem::MaybeUninit};
 
@@ -62,20 +62,62 @@ impl<F: BlockFormat> Kernel for UnpackBlocks<'_, F> {
                     for pair in half * PAIRS / halves..(half + 1) * PAIRS / halves {
                         let groups = Packed::<F>::codes(lanes, codes.as_ptr(), pair);
                         for i in 0..2 {
-                            // No closures: they would be compiled without the instruction set.
-                            let codes = lanes.floats_of_codes(groups[i]);
-                            let mut weights = [addend; 4];
-                            for j in 0..4 {
-                                weights[j] = lanes.mul_add(codes[j], scale, addend);
-                            }
                             let to = to.add((4 * pair + 2 * i) * PAIR_BYTES);
-                            lanes.store_bf16_pairs([weights[0], weights[1]], to.cast());
-                            lanes.store_bf16_pairs([weights[2], weights[3]], to.add(PAIR_BYTES).cast());
+                            if F::BITS < 8 {
+                                store_narrow(lanes, groups[i], scale, addend, to);
+                            } else {
+                                store_wide(lanes, groups[i], scale, addend, to);
+                            }
                         }
                     }
                 }
             }
         }
+    }
+}
+
+/// Stores a group of codes below 128 as `scale · code + addend`.
+///
+/// # Safety
+/// Two pairs of inputs are writable at `to`.
+#[inline(always)]
+unsafe fn store_narrow<L: Lanes>(
+    lanes: L,
+    codes: L::Codes,
+    scale: L::Floats,
+    addend: L::Floats,
+    to: *mut u8,
+) {
+    // The numbers come 128 too high. Taking them down again costs the addend a rounding of 2^-17 of a step.
+    let lowered = lanes.mul_add(scale, lanes.splat(-128.0), addend);
+    let (scales, addends) = (lanes.doubled(scale), lanes.doubled(lowered));
+    // No closures: they would be compiled without the instruction set.
+    let pairs = lanes.raised_pairs_of_codes(codes);
+    for i in 0..2 {
+        let mut weights = addends;
+        for half in 0..2 {
+            weights[half] = lanes.mul_add(pairs[i][half], scales[half], addends[half]);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { lanes.store_bf16(weights, to.add(i * PAIR_BYTES).cast()) };
+    }
+}
+
+/// The same for any codes.
+///
+/// # Safety
+/// As [`store_narrow`].
+#[inline(always)]
+unsafe fn store_wide<L: Lanes>(lanes: L, codes: L::Codes, scale: L::Floats, addend: L::Floats, to: *mut u8) {
+    let codes = lanes.floats_of_codes(codes);
+    let mut weights = [addend; 4];
+    for i in 0..4 {
+        weights[i] = lanes.mul_add(codes[i], scale, addend);
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        lanes.store_bf16_pairs([weights[0], weights[1]], to.cast());
+        lanes.store_bf16_pairs([weights[2], weights[3]], to.add(PAIR_BYTES).cast());
     }
 }
 

@@ -148,6 +148,49 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn raised_pairs_of_codes(self, codes: [__m256i; 2]) -> [[[__m256; 2]; 2]; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let raised = _mm256_set1_epi32(0x4300_0000);
+            // Zero, or the codes of two equal neighbours in their third bytes.
+            let first = _mm256_setr_epi8(
+                -1, -1, 0, -1, -1, -1, 1, -1, -1, -1, 8, -1, -1, -1, 9, -1, -1, -1, 0, -1, -1, -1, 1, -1, -1,
+                -1, 8, -1, -1, -1, 9, -1,
+            );
+            let second = _mm256_setr_epi8(
+                -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, 10, -1, -1, -1, 11, -1, -1, -1, 2, -1, -1, -1, 3, -1,
+                -1, -1, 10, -1, -1, -1, 11, -1,
+            );
+            let mut pairs = [[[_mm256_setzero_ps(); 2]; 2]; 2];
+            for half in 0..2 {
+                let doubled = doubled(codes[half]);
+                for (pair, order) in [first, second].into_iter().enumerate() {
+                    for i in 0..2 {
+                        let number = _mm256_or_si256(raised, _mm256_shuffle_epi8(doubled[i], order));
+                        pairs[pair][half][i] = _mm256_castsi256_ps(number);
+                    }
+                }
+            }
+            pairs
+        }
+    }
+
+    #[inline(always)]
+    fn doubled(self, floats: [__m256; 2]) -> [[__m256; 2]; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let mut halves = [[_mm256_setzero_ps(); 2]; 2];
+            for half in 0..2 {
+                let doubled = doubled(_mm256_castps_si256(floats[half]));
+                for i in 0..2 {
+                    halves[half][i] = _mm256_castsi256_ps(doubled[i]);
+                }
+            }
+            halves
+        }
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sums: [__m256; 2], weights: [__m256i; 2], activations: i32) -> [__m256; 2] {
         // SAFETY: `self` proves the instructions.
         unsafe {
@@ -268,6 +311,21 @@ impl Lanes for Avx2 {
             let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()));
             [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
         }
+    }
+}
+
+/// Each lane twice.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn doubled(lanes: __m256i) -> [__m256i; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        [
+            _mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)),
+            _mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)),
+        ]
     }
 }
 

@@ -121,6 +121,38 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn raised_pairs_of_codes(self, codes: __m512i) -> [[__m512; 2]; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            // 128 as a number; a code goes into the third byte, the highest bits of the mantissa.
+            let raised = _mm512_set1_epi32(0x4300_0000);
+            const THIRD_BYTES: u64 = 0x4444_4444_4444_4444;
+            // From the first and second, or third and fourth, byte of each of two equal neighbours.
+            let first = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 9, 0));
+            let second =
+                _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 10, 0, 0, 0, 11, 0));
+            let [low, high] = doubled(codes);
+            let mut pairs = [[_mm512_setzero_ps(); 2]; 2];
+            for (pair, order) in [first, second].into_iter().enumerate() {
+                for (half, bytes) in [low, high].into_iter().enumerate() {
+                    let number = _mm512_mask_shuffle_epi8(raised, THIRD_BYTES, bytes, order);
+                    pairs[pair][half] = _mm512_castsi512_ps(number);
+                }
+            }
+            pairs
+        }
+    }
+
+    #[inline(always)]
+    fn doubled(self, floats: __m512) -> [__m512; 2] {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let [low, high] = doubled(_mm512_castps_si512(floats));
+            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+        }
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sums: __m512, weights: __m512i, activations: i32) -> __m512 {
         // SAFETY: `self` proves the instructions; all types are 512 bits of plain numbers.
         unsafe {
@@ -213,5 +245,19 @@ impl Lanes for Avx512 {
     unsafe fn load_i8(self, from: *const u8) -> __m512 {
         // SAFETY: `self` proves the instructions, the caller the memory.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+}
+
+/// Each lane twice.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline(always)]
+unsafe fn doubled(lanes: __m512i) -> [__m512i; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+        let high = _mm512_setr_epi32(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
+        [_mm512_permutexvar_epi32(low, lanes), _mm512_permutexvar_epi32(high, lanes)]
     }
 }

@@ -62,6 +62,12 @@ pub(super) trait Lanes: Copy {
 
     /// The 4 codes of each row as numbers: the first of all rows, the second, …
     fn floats_of_codes(self, codes: Self::Codes) -> [Self::Floats; 4];
+    /// 128 plus the codes, all below 128, as numbers: first the first two of each row, row after row, then the last two.
+    ///
+    /// A code in the upper bits of a mantissa is a number already, at the cost of one shuffle.
+    fn raised_pairs_of_codes(self, codes: Self::Codes) -> [[Self::Floats; 2]; 2];
+    /// Each number twice.
+    fn doubled(self, floats: Self::Floats) -> [Self::Floats; 2];
     /// `sums[lane] + weights[lane][0] · activations[0] + weights[lane][1] · activations[1]` in bf16 products and `f32` sums:
     /// `weights` are 16 × 2 bf16 numbers, `activations` two as the halves of an `i32`.
     fn dot_bf16(self, sums: Self::Floats, weights: Self::Codes, activations: i32) -> Self::Floats;

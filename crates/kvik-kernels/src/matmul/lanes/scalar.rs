@@ -97,6 +97,23 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn raised_pairs_of_codes(self, codes: Self::Codes) -> [[Self::Floats; 2]; 2] {
+        std::array::from_fn(|pair| {
+            std::array::from_fn(|half| {
+                std::array::from_fn(|i| {
+                    let row = LANES / 2 * half + i / 2;
+                    f32::from(codes[4 * row + 2 * pair + i % 2]) + 128.0
+                })
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn doubled(self, floats: Self::Floats) -> [Self::Floats; 2] {
+        std::array::from_fn(|half| std::array::from_fn(|i| floats[LANES / 2 * half + i / 2]))
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sums: Self::Floats, weights: Self::Codes, activations: i32) -> Self::Floats {
         let number = |low: u8, high: u8| bf16::from_le_bytes([low, high]).to_f32();
         let [a, b, c, d] = activations.to_le_bytes();
