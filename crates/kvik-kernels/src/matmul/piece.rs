@@ -131,27 +131,32 @@ impl<'a> Piece<'a> {
     /// Weights decoded in registers, again for each tile.
     fn few_rows<L: Lanes, F: BlockFormat>(&self, lanes: L) {
         let blocks = self.acts.cols() / BLOCK;
-        let mut sums = [[[0.0; LANES]; PIECE_PANELS]; FUSED_ROWS];
+        let mut sums = SumsScratch::new();
+        let sums = sums.zeroed(self.rows.len());
         for (i, panel) in self.pair.each().into_iter().enumerate() {
             for tile in even_cuts(0..self.rows.len(), FUSED_TILE_ROWS) {
-                let mut of_panel = [[[0.0; LANES]; 1]; FUSED_TILE_ROWS];
-                with_rows!(tile.len(), [1 2 3 4 5 6], R => lanes.enter(IntegerTile::<Packed<F>, 1, R> {
-                    panels: [panel.as_ptr()],
-                    activations: &self.acts.blocks()[(self.rows.start + tile.start) * blocks..],
-                    row_blocks: blocks,
-                    blocks,
-                    sums: &mut of_panel[..R],
-                    format: PhantomData,
-                }));
-                for (sums, of_panel) in sums[tile].iter_mut().zip(of_panel) {
-                    [sums[i]] = of_panel;
-                }
+                let activations = &self.acts.blocks()[(self.rows.start + tile.start) * blocks..];
+                let sums = &mut sums[tile];
+                with_rows!(sums.len(), [1 2 3 4 5 6], R => {
+                    let mut of_panel = [[[0.0; LANES]; 1]; R];
+                    lanes.enter(IntegerTile::<Packed<F>, 1, R> {
+                        panels: [panel.as_ptr()],
+                        activations,
+                        row_blocks: blocks,
+                        blocks,
+                        sums: &mut of_panel,
+                        format: PhantomData,
+                    });
+                    for r in 0..R {
+                        sums[r][i] = of_panel[r][0];
+                    }
+                });
             }
             if self.pair.is_single() {
                 break;
             }
         }
-        self.finish(lanes, self.rows.clone(), &sums[..self.rows.len()]);
+        self.finish(lanes, self.rows.clone(), sums);
     }
 
     fn finish<L: Lanes>(&self, lanes: L, rows: Range<usize>, sums: &[RowSums]) {
