@@ -162,6 +162,9 @@ pub fn fold(
             avx512::fold(shape, queries, tile, next, partials)
         },
         #[cfg(not(target_arch = "x86_64"))]
-        _ => scalar::fold(shape, queries, tile, partials),
+        _ => {
+            let _ = next;
+            scalar::fold(shape, queries, tile, partials)
+        }
     }
 }
