@@ -126,6 +126,7 @@ pub fn matmul_gated_with(isa: Isa, pool: &ThreadPool, acts: &Activations, produc
 struct Work<'a> {
     /// Twice the same matrix, or a gate and what it gates.
     weights: [&'a PackedMatrix; 2],
+    units: usize,
     out: Output<'a>,
 }
 
@@ -141,16 +142,14 @@ impl<'a> Work<'a> {
         }
         let features = weights[0].out_features();
         assert_eq!(out.len(), acts.rows() * features, "the result is [rows, out_features]");
-        Self { weights, out: Output { values: Disjoint::new(out), features, epilogue } }
+        let panels = weights[0].panels();
+        let units =
+            if matches!(epilogue, Epilogue::Gate(_)) { panels } else { panels.div_ceil(PIECE_PANELS) };
+        Self { weights, units, out: Output { values: Disjoint::new(out), features, epilogue } }
     }
 
     fn is_gated(&self) -> bool {
         matches!(self.out.epilogue, Epilogue::Gate(_))
-    }
-
-    fn units(&self) -> usize {
-        let panels = self.weights[0].panels();
-        if self.is_gated() { panels } else { panels.div_ceil(PIECE_PANELS) }
     }
 
     fn bytes(&self) -> usize {
@@ -190,18 +189,23 @@ struct Matmul<'a> {
 impl Program for Matmul<'_> {
     fn run<L: Lanes + Sync>(self, lanes: L) {
         let Self { isa, pool, acts, work } = self;
-        let units = work.iter().flatten().map(Work::units).sum::<usize>();
+        let units = work.iter().flatten().map(|work| work.units).sum::<usize>();
         let bytes = work.iter().flatten().map(Work::bytes).sum::<usize>();
         let blocks = row_blocks(acts);
         let grain = grain(pool, acts.rows(), units, bytes);
         let count = blocks.clone().count();
+        let Some(first_block) = blocks.clone().next() else { return };
         // Row blocks outermost: their activations stay in the second-level cache while the weights stream by.
         pool.for_each_piece(units * count, grain, |indices| {
             for index in indices {
-                let (rows, in_bf16) = blocks.clone().nth(index / units).expect("one of the row blocks");
-                let mut unit = index % units;
+                // A decode step has one block, and its pieces are too short to look for it each time.
+                let (mut unit, (rows, in_bf16)) = if count == 1 {
+                    (index, first_block.clone())
+                } else {
+                    (index % units, blocks.clone().nth(index / units).expect("one of the row blocks"))
+                };
                 for work in work.iter().flatten() {
-                    if unit < work.units() {
+                    if unit < work.units {
                         // SAFETY: every index is another part of an output, and is handed out once.
                         let piece =
                             unsafe { Piece::new(acts, work.pair(unit, pool.threads()), rows, &work.out) };
@@ -212,7 +216,7 @@ impl Program for Matmul<'_> {
                         }
                         break;
                     }
-                    unit -= work.units();
+                    unit -= work.units;
                 }
             }
         });

@@ -128,10 +128,12 @@ impl<'a> Piece<'a> {
         );
     }
 
-    /// Weights decoded in registers, again for each tile.
+    /// Weights decoded in registers, again for each tile. Never inlined, nor its siblings: a frame that holds the scratch of all
+    /// would be walked page by page at each call, and in decoding a piece takes less than a microsecond.
+    #[inline(never)]
     fn few_rows<L: Lanes, F: BlockFormat>(&self, lanes: L) {
         let blocks = self.acts.cols() / BLOCK;
-        let mut sums = SumsScratch::new();
+        let mut sums = SumsScratch::<FUSED_ROWS>::new();
         let sums = sums.zeroed(self.rows.len());
         for (i, panel) in self.pair.each().into_iter().enumerate() {
             for tile in even_cuts(0..self.rows.len(), FUSED_TILE_ROWS) {
@@ -164,9 +166,10 @@ impl<'a> Piece<'a> {
     }
 
     /// Weights taken apart chunk by chunk, for many tiles.
+    #[inline(never)]
     fn many_rows<L: Lanes, F: BlockFormat, U: PanelFormat>(&self, lanes: L) {
         let blocks = self.acts.cols() / BLOCK;
-        let mut sums = SumsScratch::new();
+        let mut sums = SumsScratch::<ROW_BLOCK>::new();
         let sums = sums.zeroed(self.rows.len());
         let mut scratch = UnpackScratch([const { MaybeUninit::uninit() }; UNPACK_BYTES]);
         let chunk_bytes = CHUNK_BLOCKS * unpacked_block_bytes::<U>();
@@ -202,9 +205,10 @@ impl<'a> Piece<'a> {
         }
     }
 
+    #[inline(never)]
     fn floats<L: Lanes, E: Element>(&self, lanes: L) {
         let cols = self.acts.cols();
-        let mut sums = SumsScratch::new();
+        let mut sums = SumsScratch::<ROW_BLOCK>::new();
         let sums = sums.zeroed(self.rows.len());
         for first in (0..cols).step_by(CHUNK_INPUTS) {
             let inputs = CHUNK_INPUTS.min(cols - first);
@@ -227,12 +231,12 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// The sums of a piece, `[rows][panels][16]`, while its chunks are added up.
-struct SumsScratch([MaybeUninit<RowSums>; ROW_BLOCK]);
+/// The sums of a piece of at most `ROWS` rows, `[rows][panels][16]`, while its chunks are added up.
+struct SumsScratch<const ROWS: usize>([MaybeUninit<RowSums>; ROWS]);
 
-impl SumsScratch {
+impl<const ROWS: usize> SumsScratch<ROWS> {
     fn new() -> Self {
-        Self([const { MaybeUninit::uninit() }; ROW_BLOCK])
+        Self([const { MaybeUninit::uninit() }; ROWS])
     }
 
     fn zeroed(&mut self, rows: usize) -> &mut [RowSums] {

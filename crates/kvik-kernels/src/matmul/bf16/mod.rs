@@ -47,6 +47,7 @@ pub(super) fn takes(ty: TensorType) -> bool {
 struct WeightScratch([[MaybeUninit<u8>; CHUNK_STEPS * WEIGHT_TILE_BYTES]; PIECE_PANELS]);
 
 /// Rows `rows` (at most [`ROW_BLOCK`]) of the activations times a pair of panels.
+#[inline(never)]
 pub(super) fn multiply<L: Lanes>(
     isa: Isa,
     lanes: L,
