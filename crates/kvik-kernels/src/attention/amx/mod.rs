@@ -6,11 +6,12 @@
 //! tile instructions are under way, the processors of 2023 run half of their 512-bit floating-point instructions, so that to
 //! interleave them was measured to gain nothing.
 //!
-//! Up to 16 rows, as a decoded token has them, are bound by memory. Their tiles are configured for just so many rows, and while
-//! the keys are gone over, the values come into the cache; with the values, the next tile's keys. On processors of 2023, whose
-//! cores `vdpbf16ps` had kept at two thirds of that speed, this takes tiles of 16 KiB as fast from memory as code that only
-//! reads them. To fetch into the second-level cache instead, or the whole next tile, made no difference; to fetch nothing was up to
-//! a fifth slower for heads of 64; to fetch the first lines of each page alone 3 % faster for heads of 256 and slower for others.
+//! Up to 16 rows, as a decoded token has them, are bound by memory. Their tiles are configured for just so many rows (3 to 5 %
+//! faster than for 16), and while the keys are gone over, the values come into the cache; with the values, the next tile's keys.
+//! On a processor of 2023 that takes scattered tiles of 16 KiB from memory faster than code that merely reads them. Without
+//! fetching, heads of 64 were 15 % slower from memory and 8 % from the last-level cache, heads of 256 as fast from memory and 8 %
+//! faster from the last-level cache. To fetch a whole tile ahead, or into the second-level cache only, changed nothing; to fetch
+//! the first lines of each of the next keys' pages was 3 % faster for heads of 256 and 3 to 12 % slower for heads of 64.
 //!
 //! The sum of a row's weights is one more column of its sums, from a column of values that are all one: it costs no vector
 //! instruction and adds up the rounded weights, so that they add up to one exactly.
