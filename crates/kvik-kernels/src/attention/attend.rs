@@ -4,7 +4,7 @@
 //! again along the cache. Either way a row folds the same spans of tiles in the same order ([`Kernel::span_tiles`]), so the
 //! cut leaves no trace in the result.
 
-use std::{ops::Range, sync::Mutex};
+use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Blocks;
@@ -12,11 +12,12 @@ use super::{
     Partials, Queries, Reach, Tile, TileShape, fold,
     items::{Item, Items, Kernel, SequenceRows, least_items},
     pack_query,
+    scratch::{AttentionScratch, DisjointRows, PackedRows, ThreadScratch},
 };
 use crate::{Isa, Phase, ThreadPool, disjoint::Disjoint};
 
 /// Query rows of an item up to which it may be cut along the cache.
-const CUT_ROWS: usize = 16;
+pub(super) const CUT_ROWS: usize = 16;
 
 /// Tiles times query rows up to which a parallel region costs more than it gains: about a microsecond of work.
 const ALONE_TILE_ROWS: usize = 24;
@@ -59,101 +60,6 @@ pub trait CachedTiles: Sync {
 
     /// A tile of a head, or `None` if it was dropped.
     fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<Tile<'_>>;
-}
-
-/// Space that [`attend`] reuses from call to call.
-pub struct AttentionScratch {
-    threads: Vec<Mutex<ThreadScratch>>,
-    /// Query rows of each sequence of the batch, and how they are folded.
-    sequences: Vec<SequenceRows>,
-    /// Partials of items that were cut along the cache.
-    spans: PartialRows,
-}
-
-#[derive(Default)]
-struct ThreadScratch {
-    packed: PackedRows,
-    piece: PartialRows,
-    total: PartialRows,
-}
-
-/// An item's queries, as its kernel wants them.
-#[derive(Default)]
-struct PackedRows {
-    pairs: Vec<u32>,
-    positions: Vec<u32>,
-    #[cfg(target_arch = "x86_64")]
-    blocks: Blocks,
-}
-
-/// Owned storage of [`Partials`].
-#[derive(Default)]
-struct PartialRows {
-    max: Vec<f32>,
-    sum: Vec<f32>,
-    acc: Vec<f32>,
-}
-
-impl PartialRows {
-    /// Sets memory aside, without touching it.
-    fn reserve(&mut self, rows: usize, stride: usize) {
-        for (column, len) in [(&mut self.max, rows), (&mut self.sum, rows), (&mut self.acc, rows * stride)] {
-            column.reserve_exact(len);
-        }
-    }
-
-    fn resize(&mut self, rows: usize, stride: usize) {
-        for (column, len) in [(&mut self.max, rows), (&mut self.sum, rows), (&mut self.acc, rows * stride)] {
-            if column.len() < len {
-                column.resize(len, 0.0);
-            }
-        }
-    }
-
-    fn rows(&mut self, rows: Range<usize>, stride: usize) -> Partials<'_> {
-        Partials {
-            max: &mut self.max[rows.clone()],
-            sum: &mut self.sum[rows.clone()],
-            acc: &mut self.acc[rows.start * stride..rows.end * stride],
-        }
-    }
-}
-
-impl AttentionScratch {
-    /// Scratch for `threads` threads, heads of `shape` and caches of up to `tokens` tokens.
-    pub fn new(threads: usize, shape: &AttentionShape, tokens: usize) -> Self {
-        let mut scratch = Self {
-            threads: (0..threads).map(|_| Mutex::default()).collect(),
-            sequences: Vec::new(),
-            spans: PartialRows::default(),
-        };
-        scratch.fit(shape);
-        // The system gives memory as it is touched: a long context costs nothing until its cache is long.
-        let spans = tokens.div_ceil(super::TILE_TOKENS * Kernel::Rows.span_tiles());
-        let rows = spans * CUT_ROWS.max(shape.group()) * least_items(threads);
-        scratch.spans.reserve(rows, shape.tile.value_stride());
-        scratch
-    }
-
-    /// Makes room for items of another layer's shape.
-    fn fit(&mut self, shape: &AttentionShape) {
-        let best = Kernel::of(Isa::detect(), Phase::Prefill);
-        let rows = best.item_rows().max(Kernel::Rows.item_rows()).max(shape.group());
-        let stride = shape.tile.value_stride();
-        for thread in &mut self.threads {
-            let thread = thread.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let PackedRows { pairs, positions, .. } = &mut thread.packed;
-            let few = Kernel::Rows.item_rows().max(shape.group());
-            pairs.resize(pairs.len().max(few * shape.tile.key_pairs()), 0);
-            positions.resize(positions.len().max(few), 0);
-            #[cfg(target_arch = "x86_64")]
-            if best != Kernel::Rows {
-                thread.packed.blocks.reserve(rows, shape.tile);
-            }
-            thread.piece.resize(rows, stride);
-            thread.total.resize(rows, stride);
-        }
-    }
 }
 
 struct Call<'a> {
@@ -373,35 +279,6 @@ impl Call<'_> {
                 // overlap and items cut them into disjoint rows and heads.
                 let out = unsafe { self.out.slice(start..start + dim) };
                 finish(token * group + member, out);
-            }
-        }
-    }
-}
-
-/// Partials that several threads fill, each its own rows.
-struct DisjointRows<'a> {
-    max: Disjoint<'a, f32>,
-    sum: Disjoint<'a, f32>,
-    acc: Disjoint<'a, f32>,
-    stride: usize,
-}
-
-impl<'a> DisjointRows<'a> {
-    fn new(partials: &'a mut PartialRows, stride: usize) -> Self {
-        let PartialRows { max, sum, acc } = partials;
-        Self { max: Disjoint::new(max), sum: Disjoint::new(sum), acc: Disjoint::new(acc), stride }
-    }
-
-    /// # Safety
-    /// No two results that live at the same time share a row.
-    unsafe fn rows(&self, rows: Range<usize>) -> Partials<'_> {
-        let elements = rows.start * self.stride..rows.end * self.stride;
-        // SAFETY: disjoint rows are disjoint parts of each column.
-        unsafe {
-            Partials {
-                max: self.max.slice(rows.clone()),
-                sum: self.sum.slice(rows),
-                acc: self.acc.slice(elements),
             }
         }
     }

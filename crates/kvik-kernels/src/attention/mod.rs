@@ -29,9 +29,11 @@ mod avx2;
 mod avx512;
 mod items;
 mod scalar;
+mod scratch;
 mod tile;
 
-pub use attend::{AttentionRows, AttentionScratch, AttentionShape, CachedTiles, attend};
+pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
+pub use scratch::AttentionScratch;
 pub use tile::{Positions, TILE_TOKENS, Tile, TileShape};
 
 use crate::Isa;
