@@ -4,7 +4,10 @@
 //! without a live tile register, so that nothing outside of it depends on their contents; what lasts longer is the
 //! configuration alone, which [`Tiles`] holds for one thread.
 
-use std::{arch::asm, marker::PhantomData};
+use std::{
+    arch::{asm, x86_64::*},
+    marker::PhantomData,
+};
 
 /// Rows of a tile: rows of the left operand, or pairs of inputs of the right one.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -44,7 +47,7 @@ fn permitted() -> bool {
     false
 }
 
-/// The tile registers of this thread, all of 16 rows by 64 bytes, until dropped.
+/// The tile registers of this thread, of 16 rows by 64 bytes, until dropped. Those of left operands and sums may have fewer rows.
 pub(crate) struct Tiles {
     /// Belongs to the thread that configured it.
     this_thread: PhantomData<*const ()>,
@@ -64,9 +67,21 @@ impl Tiles {
     /// # Safety
     /// [`available`] was true.
     pub(crate) unsafe fn configure() -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::configure_few(TILE_ROWS) }
+    }
+
+    /// Tiles of `left_rows` rows, 1 to 16, for left operands and sums: what the other rows hold is neither read nor written, and a
+    /// product takes less time.
+    ///
+    /// # Safety
+    /// [`available`] was true.
+    pub(crate) unsafe fn configure_few(left_rows: usize) -> Self {
+        assert!((1..=TILE_ROWS).contains(&left_rows));
         let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
         row_bytes[..8].fill(ROW_BYTES as u16);
-        rows[..8].fill(TILE_ROWS as u8);
+        rows[..6].fill(left_rows as u8);
+        rows[6..8].fill(TILE_ROWS as u8);
         let configuration = Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
         // SAFETY: the instruction exists (the caller's promise) and reads the 64 bytes of a valid configuration.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly)) };
@@ -236,6 +251,126 @@ impl Tiles {
                 stride = in(reg) sums.row_stride,
                 options(nostack)
             );
+        }
+    }
+}
+
+/// Cache lines that are fetched ahead with each product of [`Tiles::multiply_row`]: as many as the product reads itself.
+const AHEAD_LINES: usize = TILE_ROWS;
+
+/// Memory that will be read soon, and that comes into the cache part by part.
+pub(crate) struct Ahead<'a> {
+    rest: &'a [u16],
+}
+
+impl<'a> Ahead<'a> {
+    pub(crate) fn new(numbers: &'a [u16]) -> Self {
+        Self { rest: numbers }
+    }
+
+    /// Asks for the next `lines` cache lines.
+    #[inline(always)]
+    pub(crate) fn fetch(&mut self, lines: usize) {
+        /// Numbers of a cache line.
+        const LINE: usize = ROW_BYTES / size_of::<u16>();
+        for _ in 0..lines.min(self.rest.len() / LINE) {
+            // SAFETY: a prefetch reads nothing; the address is inside the slice all the same.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.rest.as_ptr().cast()) };
+            self.rest = &self.rest[LINE..];
+        }
+    }
+}
+
+impl Tiles {
+    /// [`Self::multiply`] for the first half of the rows and `N` times 16 columns, `N` from 1 to 4: further tiles of columns follow
+    /// at the distance of the first two. With each product comes a part of `ahead`.
+    ///
+    /// # Safety
+    /// As for [`Self::multiply`], the second half of the rows left aside.
+    #[inline]
+    pub(crate) unsafe fn multiply_row<const N: usize>(
+        &self,
+        left: Operand,
+        right: Operand,
+        steps: usize,
+        sums: Sums,
+        accumulate: bool,
+        ahead: &mut Ahead<'_>,
+    ) {
+        const { assert!(N >= 1 && N <= 4) };
+        let neighbour = (right.tiles[1] as usize).wrapping_sub(right.tiles[0] as usize);
+        let sums_neighbour = (sums.tiles[0][1] as usize).wrapping_sub(sums.tiles[0][0] as usize);
+        let (mut a, mut b) = (left.tiles[0], right.tiles[0]);
+        // One column of tiles: its number, the register of its sums and the one that its right operand passes through.
+        macro_rules! load {
+            ($column:literal, $sums:literal) => {
+                if N > $column {
+                    let c = sums.tiles[0][0].wrapping_byte_add($column * sums_neighbour);
+                    asm!(
+                        concat!("tileloadd ", $sums, ", [{c} + {stride}*1]"),
+                        c = in(reg) c, stride = in(reg) sums.row_stride,
+                        options(nostack, readonly)
+                    );
+                }
+            };
+        }
+        macro_rules! add_product {
+            ($column:literal, $sums:literal, $right:literal) => {
+                if N > $column {
+                    asm!(
+                        concat!("tileloadd ", $right, ", [{b} + {stride}*1]"),
+                        concat!("tdpbf16ps ", $sums, ", tmm4, ", $right),
+                        b = in(reg) b.wrapping_add($column * neighbour), stride = in(reg) right.row_stride,
+                        options(nostack, readonly)
+                    );
+                    ahead.fetch(AHEAD_LINES);
+                }
+            };
+        }
+        macro_rules! store {
+            ($column:literal, $sums:literal) => {
+                if N > $column {
+                    let c = sums.tiles[0][0].wrapping_byte_add($column * sums_neighbour);
+                    asm!(
+                        concat!("tilestored [{c} + {stride}*1], ", $sums),
+                        c = in(reg) c, stride = in(reg) sums.row_stride,
+                        options(nostack)
+                    );
+                }
+            };
+        }
+        // SAFETY: the caller's promise; `self` proves that the tiles are configured on this thread.
+        unsafe {
+            if accumulate {
+                load!(0, "tmm0");
+                load!(1, "tmm1");
+                load!(2, "tmm2");
+                load!(3, "tmm3");
+            } else {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem)
+                );
+            }
+            for _ in 0..steps {
+                asm!(
+                    "tileloadd tmm4, [{a} + {stride}*1]",
+                    a = in(reg) a, stride = in(reg) left.row_stride,
+                    options(nostack, readonly)
+                );
+                add_product!(0, "tmm0", "tmm6");
+                add_product!(1, "tmm1", "tmm7");
+                add_product!(2, "tmm2", "tmm6");
+                add_product!(3, "tmm3", "tmm7");
+                (a, b) = (a.wrapping_add(left.step), b.wrapping_add(right.step));
+            }
+            store!(0, "tmm0");
+            store!(1, "tmm1");
+            store!(2, "tmm2");
+            store!(3, "tmm3");
         }
     }
 }

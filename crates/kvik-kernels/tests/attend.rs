@@ -195,7 +195,16 @@ fn shape(heads: (usize, usize), dims: (usize, usize), reach: Reach) -> Attention
 fn dims() -> impl Strategy<Value = (usize, usize)> {
     prop_oneof![
         (1usize..140, 1usize..140),
-        prop::sample::select(vec![(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)]),
+        prop::sample::select(vec![
+            (40, 40),
+            (64, 64),
+            (80, 80),
+            (96, 96),
+            (128, 128),
+            (160, 160),
+            (192, 128),
+            (256, 256)
+        ]),
     ]
 }
 
@@ -217,13 +226,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn prompt_rows_agree_with_brute_force(
+    fn rows_of_either_phase_agree_with_brute_force(
         cache in caches(),
         positions in prop::collection::vec(0u32..330, 1..40),
+        phase in prop::sample::select(vec![Phase::Prefill, Phase::Decode]),
     ) {
         for isa in Isa::available() {
             let rows = 0..positions.len();
-            let out = run(isa, 2, &cache, rows.clone(), &positions, &[(rows.clone(), Phase::Prefill)]);
+            let out = run(isa, 2, &cache, rows.clone(), &positions, &[(rows.clone(), phase)]);
             for row in rows {
                 for head in 0..cache.shape.heads {
                     let want = cache.brute_force(row, head, positions[row]);
@@ -231,8 +241,20 @@ proptest! {
                     let got = &out[(row * cache.shape.heads + head) * dim..][..dim];
                     for (&got, want) in got.iter().zip(want) {
                         // Queries are rounded to bf16 after the scale, weights too; a large score is off by more.
-                        prop_assert!((f64::from(got) - want).abs() < 3e-2, "{isa} row {row}: {got} {want}");
+                        prop_assert!((f64::from(got) - want).abs() < 3e-2, "{isa} {phase:?} row {row}: {got} {want}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_decoded_token_agrees_with_brute_force(cache in caches(), position in 0u32..330, threads in 1usize..4) {
+        for isa in Isa::available() {
+            let out = run(isa, threads, &cache, 0..1, &[position], &[(0..1, Phase::Decode)]);
+            for (head, got) in out.chunks(cache.shape.tile.value_dim).enumerate() {
+                for (&got, want) in got.iter().zip(cache.brute_force(0, head, position)) {
+                    prop_assert!((f64::from(got) - want).abs() < 3e-2, "{isa} head {head}: {got} {want}");
                 }
             }
         }
@@ -278,14 +300,16 @@ fn a_long_cache_is_cut_without_a_trace() {
         let cache = Cache::new(shape((3, 1), (64, 64), reach), Kind::Plain, &lens);
         let positions: Vec<u32> = (tokens as u32 - 40..tokens as u32).collect();
         for isa in Isa::available() {
-            let whole = run(isa, 1, &cache, 0..40, &positions, &[(0..40, Phase::Prefill)]);
-            for row in [0, 17, 39] {
-                let alone = run(isa, 4, &cache, row..row + 1, &positions, &[(0..1, Phase::Prefill)]);
-                assert_eq!(bits(&alone), bits(&whole[row * 192..(row + 1) * 192]), "{isa}");
-                for head in 0..3 {
-                    let want = cache.brute_force(row, head, positions[row]);
-                    for (&got, want) in alone[head * 64..].iter().zip(want) {
-                        assert!((f64::from(got) - want).abs() < 2e-3, "{isa}: {got} {want}");
+            for phase in [Phase::Prefill, Phase::Decode] {
+                let whole = run(isa, 1, &cache, 0..40, &positions, &[(0..40, phase)]);
+                for row in [0, 17, 39] {
+                    let alone = run(isa, 4, &cache, row..row + 1, &positions, &[(0..1, phase)]);
+                    assert_eq!(bits(&alone), bits(&whole[row * 192..(row + 1) * 192]), "{isa} {phase:?}");
+                    for head in 0..3 {
+                        let want = cache.brute_force(row, head, positions[row]);
+                        for (&got, want) in alone[head * 64..].iter().zip(want) {
+                            assert!((f64::from(got) - want).abs() < 2e-3, "{isa} {phase:?}: {got} {want}");
+                        }
                     }
                 }
             }

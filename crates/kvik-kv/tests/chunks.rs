@@ -1,4 +1,4 @@
-//! A prompt in any chunks, on any number of threads, gives the same bits: heads as real models have them.
+//! A prompt or drafts in any chunks, on any number of threads, gives the same bits: heads as real models have them.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use kvik_kernels::{
 use kvik_kv::{KvShape, KvStore, LayerShape, SequenceCache, Sequences, attend};
 use proptest::prelude::*;
 
-struct One<'a>(&'a SequenceCache, usize);
+struct One<'a>(&'a SequenceCache, usize, Phase);
 
 impl Sequences for One<'_> {
     fn count(&self) -> usize {
@@ -22,7 +22,7 @@ impl Sequences for One<'_> {
         0..self.1
     }
     fn phase(&self, _sequence: usize) -> Phase {
-        Phase::Prefill
+        self.2
     }
 }
 
@@ -43,8 +43,8 @@ fn rows(what: usize, range: Range<usize>, width: usize) -> Vec<f32> {
     range.flat_map(|row| (0..width).map(move |column| number(row, column))).collect()
 }
 
-/// The attention output of all tokens of a prompt that comes in `chunks`.
-fn run(threads: usize, chunks: &[usize], heads: Heads) -> Vec<u32> {
+/// The attention output of all tokens of a sequence that comes in `chunks`, as rows of `phase`.
+fn run(phase: Phase, threads: usize, chunks: &[usize], heads: Heads) -> Vec<u32> {
     let Heads { heads, kv_heads, dim, window } = heads;
     let layer = LayerShape { kv_heads, key_dim: dim, value_dim: dim, window };
     let shape = AttentionShape {
@@ -70,7 +70,7 @@ fn run(threads: usize, chunks: &[usize], heads: Heads) -> Vec<u32> {
         let queries = rows(3, range, heads * dim);
         let mut out = vec![0.0; chunk * heads * dim];
         let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
-        attend(&pool, &store, &One(&cache, chunk), 0, &shape, rows, &mut scratch);
+        attend(&pool, &store, &One(&cache, chunk, phase), 0, &shape, rows, &mut scratch);
         cache.commit(&mut store, chunk);
         all.extend(out.iter().map(|x| x.to_bits()));
     }
@@ -83,26 +83,30 @@ proptest! {
     #[test]
     fn chunks_and_threads_leave_no_trace(
         chunks in prop::collection::vec(1usize..300, 1..6),
-        group in 1usize..10,
+        group in 1usize..17,
         kv_heads in 1usize..3,
         dim in prop::sample::select(vec![40, 64, 80, 128, 256]),
         window in prop::option::of(1usize..300),
     ) {
         let heads = Heads { heads: group * kv_heads, kv_heads, dim, window };
         let total: usize = chunks.iter().sum();
-        let whole = run(1, &[total], heads);
-        prop_assert!(run(1, &chunks, heads) == whole);
-        prop_assert!(run(3, &chunks, heads) == whole);
-        if total > 1 {
-            prop_assert!(run(2, &[total - 1, 1], heads) == whole);
+        for phase in [Phase::Prefill, Phase::Decode] {
+            let whole = run(phase, 1, &[total], heads);
+            prop_assert!(run(phase, 1, &chunks, heads) == whole);
+            prop_assert!(run(phase, 3, &chunks, heads) == whole);
+            if total > 1 {
+                prop_assert!(run(phase, 2, &[total - 1, 1], heads) == whole);
+            }
         }
     }
 }
 
 /// Past what is folded without a merge.
 #[test]
-fn a_long_prompt_is_cut_without_a_trace() {
+fn a_long_sequence_is_cut_without_a_trace() {
     let heads = Heads { heads: 2, kv_heads: 1, dim: 64, window: None };
-    let whole = run(1, &[4300], heads);
-    assert!(run(2, &[4100, 150, 49, 1], heads) == whole);
+    for phase in [Phase::Prefill, Phase::Decode] {
+        let whole = run(phase, 1, &[4300], heads);
+        assert!(run(phase, 2, &[4100, 150, 49, 1], heads) == whole);
+    }
 }

@@ -1,60 +1,23 @@
 //! Attention of a batch: every query row of every sequence over its own cached tiles, on all threads.
 //!
-//! The work is cut into items: one KV head of one sequence, for a block of query tokens. When that gives too few
-//! items to keep the threads busy (decoding: one token, few heads), each item is cut again along the cache. Either way
-//! a row folds the same spans of tiles in the same order ([`Kernel::span_tiles`]), so the cut leaves no trace in the
-//! result.
+//! The work comes in [`Items`]. When they are too few to keep the threads busy (decoding: one token, few heads), each item is cut
+//! again along the cache. Either way a row folds the same spans of tiles in the same order ([`Kernel::span_tiles`]), so the
+//! cut leaves no trace in the result.
 
-use std::{ops::Range, sync::Mutex};
+use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Blocks;
-use super::{Partials, Queries, Reach, Tile, TileShape, fold, pack_query};
+use super::{
+    Partials, Queries, Reach, Tile, TileShape, fold,
+    items::{Item, Items, Kernel, SequenceRows, least_items},
+    pack_query,
+    scratch::{AttentionScratch, DisjointRows, PackedRows, ThreadScratch},
+};
 use crate::{Isa, Phase, ThreadPool, disjoint::Disjoint};
 
-/// How the rows of a sequence are folded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kernel {
-    /// A few rows at a time, by [`fold`].
-    Rows,
-    /// A prompt's rows by the tile unit, in blocks.
-    #[cfg(target_arch = "x86_64")]
-    Blocks,
-}
-
-impl Kernel {
-    fn of(isa: Isa, phase: Phase) -> Self {
-        match (isa, phase) {
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Amx, Phase::Prefill) => Self::Blocks,
-            _ => Self::Rows,
-        }
-    }
-
-    /// Tiles that are folded into one partial before it is merged.
-    fn span_tiles(self) -> usize {
-        match self {
-            // 512 tokens, a piece that stays in the L2 cache: what a decoded token's threads share is cut finely.
-            Self::Rows => 8,
-            // 4096 tokens: to merge a prompt's rows costs as much as to fold a few tiles.
-            #[cfg(target_arch = "x86_64")]
-            Self::Blocks => 64,
-        }
-    }
-
-    /// Query rows (tokens × heads of a group) that an item takes on at most, unless one token alone has more.
-    fn item_rows(self) -> usize {
-        match self {
-            Self::Rows => 64,
-            #[cfg(target_arch = "x86_64")]
-            // Keys and values come from the outer caches once for so many rows.
-            Self::Blocks => 256,
-        }
-    }
-}
-
 /// Query rows of an item up to which it may be cut along the cache.
-const CUT_ROWS: usize = 16;
+pub(super) const CUT_ROWS: usize = 16;
 
 /// Tiles times query rows up to which a parallel region costs more than it gains: about a microsecond of work.
 const ALONE_TILE_ROWS: usize = 24;
@@ -97,175 +60,6 @@ pub trait CachedTiles: Sync {
 
     /// A tile of a head, or `None` if it was dropped.
     fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<Tile<'_>>;
-}
-
-/// Space that [`attend`] reuses from call to call.
-pub struct AttentionScratch {
-    threads: Vec<Mutex<ThreadScratch>>,
-    /// Query rows of each sequence of the batch, and how they are folded.
-    sequences: Vec<SequenceRows>,
-    /// Partials of items that were cut along the cache.
-    spans: PartialRows,
-}
-
-#[derive(Default)]
-struct ThreadScratch {
-    packed: PackedRows,
-    piece: PartialRows,
-    total: PartialRows,
-}
-
-/// An item's queries, as its kernel wants them.
-#[derive(Default)]
-struct PackedRows {
-    pairs: Vec<u32>,
-    positions: Vec<u32>,
-    #[cfg(target_arch = "x86_64")]
-    blocks: Blocks,
-}
-
-/// Owned storage of [`Partials`].
-#[derive(Default)]
-struct PartialRows {
-    max: Vec<f32>,
-    sum: Vec<f32>,
-    acc: Vec<f32>,
-}
-
-impl PartialRows {
-    /// Sets memory aside, without touching it.
-    fn reserve(&mut self, rows: usize, stride: usize) {
-        for (column, len) in [(&mut self.max, rows), (&mut self.sum, rows), (&mut self.acc, rows * stride)] {
-            column.reserve_exact(len);
-        }
-    }
-
-    fn resize(&mut self, rows: usize, stride: usize) {
-        for (column, len) in [(&mut self.max, rows), (&mut self.sum, rows), (&mut self.acc, rows * stride)] {
-            if column.len() < len {
-                column.resize(len, 0.0);
-            }
-        }
-    }
-
-    fn rows(&mut self, rows: Range<usize>, stride: usize) -> Partials<'_> {
-        Partials {
-            max: &mut self.max[rows.clone()],
-            sum: &mut self.sum[rows.clone()],
-            acc: &mut self.acc[rows.start * stride..rows.end * stride],
-        }
-    }
-}
-
-impl AttentionScratch {
-    /// Scratch for `threads` threads, heads of `shape` and caches of up to `tokens` tokens.
-    pub fn new(threads: usize, shape: &AttentionShape, tokens: usize) -> Self {
-        let mut scratch = Self {
-            threads: (0..threads).map(|_| Mutex::default()).collect(),
-            sequences: Vec::new(),
-            spans: PartialRows::default(),
-        };
-        scratch.fit(shape);
-        // The system gives memory as it is touched: a long context costs nothing until its cache is long.
-        let spans = tokens.div_ceil(super::TILE_TOKENS * Kernel::Rows.span_tiles());
-        let rows = spans * CUT_ROWS.max(shape.group()) * least_items(threads);
-        scratch.spans.reserve(rows, shape.tile.value_stride());
-        scratch
-    }
-
-    /// Makes room for items of another layer's shape.
-    fn fit(&mut self, shape: &AttentionShape) {
-        let best = Kernel::of(Isa::detect(), Phase::Prefill);
-        let rows = best.item_rows().max(Kernel::Rows.item_rows()).max(shape.group());
-        let stride = shape.tile.value_stride();
-        for thread in &mut self.threads {
-            let thread = thread.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let PackedRows { pairs, positions, .. } = &mut thread.packed;
-            let few = Kernel::Rows.item_rows().max(shape.group());
-            pairs.resize(pairs.len().max(few * shape.tile.key_pairs()), 0);
-            positions.resize(positions.len().max(few), 0);
-            #[cfg(target_arch = "x86_64")]
-            if best == Kernel::Blocks {
-                thread.packed.blocks.reserve(rows, shape.tile);
-            }
-            thread.piece.resize(rows, stride);
-            thread.total.resize(rows, stride);
-        }
-    }
-}
-
-/// Items below which the work is cut along the cache as well.
-fn least_items(threads: usize) -> usize {
-    4 * threads
-}
-
-/// One KV head of one sequence, for some query rows.
-#[derive(Clone)]
-struct Item {
-    kernel: Kernel,
-    sequence: usize,
-    kv_head: usize,
-    rows: Range<usize>,
-}
-
-/// Query rows of a sequence, counted over the batch, and how they are folded.
-struct SequenceRows {
-    rows: Range<usize>,
-    kernel: Kernel,
-}
-
-/// How the rows of a batch are cut into items.
-struct Items<'a> {
-    shape: &'a AttentionShape,
-    sequences: &'a [SequenceRows],
-    /// Most query rows of an item for the tile unit; what a row gives does not depend on it.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is no tile unit"))]
-    most_rows: usize,
-}
-
-impl<'a> Items<'a> {
-    /// At least `least` items if halving the tile unit's allows it.
-    fn new(shape: &'a AttentionShape, sequences: &'a [SequenceRows], least: usize) -> Self {
-        let mut items = Self { shape, sequences, most_rows: usize::MAX };
-        for most_rows in [128, 64, 32, 16] {
-            if items.count() < least {
-                items.most_rows = most_rows;
-            }
-        }
-        items
-    }
-
-    /// Tokens of an item of `sequence`.
-    fn tokens(&self, sequence: &SequenceRows) -> usize {
-        let rows = match sequence.kernel {
-            Kernel::Rows => Kernel::Rows.item_rows(),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Blocks => Kernel::Blocks.item_rows().min(self.most_rows),
-        };
-        (rows / self.shape.group()).max(1)
-    }
-
-    fn count(&self) -> usize {
-        let of = |sequence: &SequenceRows| sequence.rows.len().div_ceil(self.tokens(sequence));
-        self.sequences.iter().map(|sequence| of(sequence) * self.shape.kv_heads).sum()
-    }
-
-    /// Later rows see more tokens: they come first, so that the last pieces to be handed out are the short ones.
-    fn get(&self, mut index: usize) -> Item {
-        let kv_heads = self.shape.kv_heads;
-        for (number, sequence) in self.sequences.iter().enumerate() {
-            let SequenceRows { rows, kernel } = sequence;
-            let tokens = self.tokens(sequence);
-            let blocks = rows.len().div_ceil(tokens);
-            if index < blocks * kv_heads {
-                let start = rows.start + (blocks - 1 - index % blocks) * tokens;
-                let rows = start..rows.end.min(start + tokens);
-                return Item { kernel: *kernel, sequence: number, kv_head: index / blocks, rows };
-            }
-            index -= blocks * kv_heads;
-        }
-        unreachable!("items are counted by the same rule")
-    }
 }
 
 struct Call<'a> {
@@ -380,7 +174,7 @@ impl Call<'_> {
         let spans = self.cache.tiles(item.sequence, item.kv_head).div_ceil(item.kernel.span_tiles());
         let ThreadScratch { packed, piece, total } = scratch;
         #[cfg(target_arch = "x86_64")]
-        if item.kernel == Kernel::Blocks && spans == 1 {
+        if item.kernel != Kernel::Rows && spans == 1 {
             // To merge a single piece would change nothing.
             self.fold_blocks(item, 0, &mut packed.blocks);
             // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
@@ -401,7 +195,7 @@ impl Call<'_> {
     fn pack(&self, item: &Item, packed: &mut PackedRows) {
         let (group, dim, pairs) = (self.shape.group(), self.shape.tile.key_dim, self.shape.tile.key_pairs());
         #[cfg(target_arch = "x86_64")]
-        if item.kernel == Kernel::Blocks {
+        if item.kernel != Kernel::Rows {
             packed.blocks.begin(item.rows.len() * group, self.shape.tile, self.shape.reach);
         }
         for (token, row) in item.rows.clone().enumerate() {
@@ -417,7 +211,9 @@ impl Call<'_> {
                     }
                     // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
                     #[cfg(target_arch = "x86_64")]
-                    Kernel::Blocks => unsafe { packed.blocks.pack(slot, position, query, self.shape.scale) },
+                    Kernel::Blocks(_) => unsafe {
+                        packed.blocks.pack(slot, position, query, self.shape.scale)
+                    },
                 }
             }
         }
@@ -427,7 +223,7 @@ impl Call<'_> {
     fn fold_span(&self, item: &Item, span: usize, packed: &mut PackedRows, partial: &mut Partials<'_>) {
         let rows = partial.max.len();
         #[cfg(target_arch = "x86_64")]
-        if item.kernel == Kernel::Blocks {
+        if item.kernel != Kernel::Rows {
             self.fold_blocks(item, span, &mut packed.blocks);
             for row in 0..rows {
                 // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
@@ -483,35 +279,6 @@ impl Call<'_> {
                 // overlap and items cut them into disjoint rows and heads.
                 let out = unsafe { self.out.slice(start..start + dim) };
                 finish(token * group + member, out);
-            }
-        }
-    }
-}
-
-/// Partials that several threads fill, each its own rows.
-struct DisjointRows<'a> {
-    max: Disjoint<'a, f32>,
-    sum: Disjoint<'a, f32>,
-    acc: Disjoint<'a, f32>,
-    stride: usize,
-}
-
-impl<'a> DisjointRows<'a> {
-    fn new(partials: &'a mut PartialRows, stride: usize) -> Self {
-        let PartialRows { max, sum, acc } = partials;
-        Self { max: Disjoint::new(max), sum: Disjoint::new(sum), acc: Disjoint::new(acc), stride }
-    }
-
-    /// # Safety
-    /// No two results that live at the same time share a row.
-    unsafe fn rows(&self, rows: Range<usize>) -> Partials<'_> {
-        let elements = rows.start * self.stride..rows.end * self.stride;
-        // SAFETY: disjoint rows are disjoint parts of each column.
-        unsafe {
-            Partials {
-                max: self.max.slice(rows.clone()),
-                sum: self.sum.slice(rows),
-                acc: self.acc.slice(elements),
             }
         }
     }

@@ -7,8 +7,8 @@
 //! No score matrix ever exists; scores live for one tile of 64 tokens.
 //!
 //! All query rows of a call share the KV head: with grouped-query attention they are the group's heads, in prefill
-//! times the tokens of the chunk, and each K and V load serves up to four rows. A prompt's rows go through the tile unit
-//! where there is one (the `amx` module), 32 at a time, in the same terms.
+//! times the tokens of the chunk, and each K and V load serves up to four rows. Where there is a tile unit, [`attend`] sends all
+//! rows through it (the `amx` module), up to 32 at a time, in the same terms.
 //!
 //! # Layout
 //! Keys and values are bf16, stored so that no horizontal sum and no transposition is needed when they are read:
@@ -27,10 +27,13 @@ mod attend;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod items;
 mod scalar;
+mod scratch;
 mod tile;
 
-pub use attend::{AttentionRows, AttentionScratch, AttentionShape, CachedTiles, attend};
+pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
+pub use scratch::AttentionScratch;
 pub use tile::{Positions, TILE_TOKENS, Tile, TileShape};
 
 use crate::Isa;
