@@ -161,6 +161,7 @@ impl<'a> Work<'a> {
         if self.is_gated() {
             return PanelPair {
                 weights,
+                is_single: false,
                 panels: [unit; 2],
                 first: unit * LANES,
                 features: LANES,
@@ -171,6 +172,7 @@ impl<'a> Work<'a> {
         let panels = [first, last.min(first + 1)];
         PanelPair {
             weights,
+            is_single: panels[0] == panels[1],
             panels,
             first: first * LANES,
             features: PIECE_PANELS * LANES,

@@ -44,6 +44,8 @@ pub(super) struct PanelPair<'a> {
     pub(super) weights: [&'a PackedMatrix; PIECE_PANELS],
     /// Their indices.
     pub(super) panels: [usize; PIECE_PANELS],
+    /// Nothing of the second panel is wanted.
+    pub(super) is_single: bool,
     /// First feature of the result, and how many there are (fewer at the end of a matrix).
     pub(super) first: usize,
     pub(super) features: usize,
@@ -54,10 +56,6 @@ pub(super) struct PanelPair<'a> {
 impl PanelPair<'_> {
     pub(super) fn each(&self) -> [&[u8]; PIECE_PANELS] {
         std::array::from_fn(|i| self.weights[i].panel(self.panels[i]))
-    }
-
-    fn is_single(&self) -> bool {
-        self.panels[0] == self.panels[1] && std::ptr::eq(self.weights[0], self.weights[1])
     }
 
     pub(super) fn weight(&self) -> &PackedMatrix {
@@ -154,7 +152,7 @@ impl<'a> Piece<'a> {
                     }
                 });
             }
-            if self.pair.is_single() {
+            if self.pair.is_single {
                 break;
             }
         }
