@@ -188,7 +188,7 @@ impl ThreadPool {
             return;
         }
         let (pieces, threads) = (items.div_ceil(grain), self.threads());
-        // One counter for all would go from core to core with every piece: 0.1 to 0.2 µs each, of regions of some microseconds.
+        // One counter for all would go from core to core with every piece, in regions of some microseconds.
         let taken = &self.shared.taken;
         let reset = || taken.iter().for_each(|taken| taken.0.store(0, Relaxed));
         self.run_after(reset, |thread| {

@@ -11,7 +11,7 @@ use super::{
     PREFETCH_BYTES,
     activations::QuantizedBlock,
     lanes::{Kernel, LANES, Lanes},
-    panel::{GROUP_CODES, PAIRS, Packed, PanelFormat},
+    panel::{GROUP_CODES, PAIRS, Packed, PanelFormat, block_of},
     prefetch,
 };
 use crate::quant::block_format::{BLOCK, BlockFormat};
@@ -189,13 +189,8 @@ impl<F: BlockFormat> Kernel for Unpack<'_, F> {
         assert!(self.to.len() >= self.blocks * block_bytes);
         for index in 0..self.blocks {
             let block = self.first + index;
-            let (header_at, codes_at) = span.locate(block);
-            // The same block of the piece that most likely comes next arrives while this one is multiplied.
-            let next = self.panel.as_ptr().wrapping_add(self.ahead * self.panel.len() + codes_at);
-            prefetch(lanes, next, span.bytes().div_ceil(span.blocks));
-            let (header, codes) = (&self.panel[header_at..], &self.panel[codes_at..]);
-            assert!(header.len() >= span.header_bytes && codes.len() >= span.code_bytes);
-            // SAFETY: the header and the codes were just found to be inside the panel, and the block inside `to`.
+            let (header, codes) = block_of::<L, F>(lanes, self.panel, block, self.ahead);
+            // SAFETY: the header and the codes are whole, and the block inside `to`.
             unsafe {
                 let to = self.to.as_mut_ptr().add(index * block_bytes).cast::<u8>();
                 let numbers = to.cast::<f32>();

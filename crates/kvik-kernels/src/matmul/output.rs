@@ -44,26 +44,43 @@ impl Output<'_> {
         sums: &[RowSums],
     ) {
         let (stride, width) = (self.features, features.min(self.features - first));
-        let start = rows.start * stride + first;
+        let to = Target { values: &self.values, start: rows.start * stride + first, stride, width };
         match self.epilogue {
             Epilogue::Sum { bias, accumulate } => {
                 let bias = bias.map(|bias| &bias[first..first + width]);
-                lanes.enter(Sum { sums, values: &self.values, start, stride, width, bias, accumulate });
+                lanes.enter(Sum { sums, to, bias, accumulate });
             }
-            Epilogue::Gate(activation) => {
-                lanes.enter(Gate { sums, values: &self.values, start, stride, width, activation });
-            }
+            Epilogue::Gate(activation) => lanes.enter(Gate { sums, to, activation }),
         }
     }
 }
 
-struct Sum<'a> {
-    sums: &'a [RowSums],
+/// Where the results of a tile go.
+struct Target<'a> {
     values: &'a Disjoint<'a, f32>,
     /// Where the first row starts, how far it is to the next, and how many features are written.
     start: usize,
     stride: usize,
     width: usize,
+}
+
+impl Target<'_> {
+    /// The features of row `row` of the tile.
+    ///
+    /// # Safety
+    /// Nothing else uses them meanwhile: promised to `Piece::new`.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "as `Disjoint::slice`, which promises disjointness")]
+    unsafe fn row(&self, row: usize) -> &mut [f32] {
+        let start = self.start + row * self.stride;
+        // SAFETY: the caller's promise.
+        unsafe { self.values.slice(start..start + self.width) }
+    }
+}
+
+struct Sum<'a> {
+    sums: &'a [RowSums],
+    to: Target<'a>,
     bias: Option<&'a [f32]>,
     accumulate: bool,
 }
@@ -74,9 +91,8 @@ impl Kernel for Sum<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         for (r, sums) in self.sums.iter().enumerate() {
-            let start = self.start + r * self.stride;
             // SAFETY: promised to `Piece::new`.
-            let out = unsafe { self.values.slice(start..start + self.width) };
+            let out = unsafe { self.to.row(r) };
             let (whole, rest) = out.as_chunks_mut::<LANES>();
             for (p, out) in whole.iter_mut().enumerate() {
                 // SAFETY: all pointers are to 16 numbers.
@@ -105,10 +121,7 @@ impl Kernel for Sum<'_> {
 
 struct Gate<'a> {
     sums: &'a [RowSums],
-    values: &'a Disjoint<'a, f32>,
-    start: usize,
-    stride: usize,
-    width: usize,
+    to: Target<'a>,
     activation: Activation,
 }
 
@@ -135,12 +148,11 @@ impl Gate<'_> {
             for lane in 0..LANES {
                 products[lane] = activation(gates[lane]) * ups[lane];
             }
-            let start = self.start + r * self.stride;
             // SAFETY: promised to `Piece::new`.
-            let out = unsafe { self.values.slice(start..start + self.width) };
+            let out = unsafe { self.to.row(r) };
             match out.first_chunk_mut::<LANES>() {
                 Some(out) => *out = products,
-                None => out.copy_from_slice(&products[..self.width]),
+                None => out.copy_from_slice(&products[..self.to.width]),
             }
         }
     }

@@ -21,7 +21,10 @@
 
 use std::marker::PhantomData;
 
-use super::lanes::{LANES, Lanes};
+use super::{
+    lanes::{LANES, Lanes},
+    prefetch,
+};
 use crate::quant::{
     TensorType,
     block_format::{BLOCK, BlockFormat, Scales, with_block_format},
@@ -101,6 +104,24 @@ pub(super) const MINIMA_AT: usize = HALVES;
 pub(super) const fn factors_at(scales: Scales, block_in_span: usize) -> usize {
     let first = if scales.has_min() { 2 * HALVES } else { HALVES };
     first + 2 * LANES * block_in_span
+}
+
+/// The header and the codes of block `block` of a panel of format `F`.
+///
+/// The same block of the panel that is `ahead` panels further comes into the cache meanwhile: the one that this thread most likely
+/// takes next.
+#[inline(always)]
+pub(super) fn block_of<L: Lanes, F: BlockFormat>(
+    lanes: L,
+    panel: &[u8],
+    block: usize,
+    ahead: usize,
+) -> (&[u8], &[u8]) {
+    let span = SpanLayout::of::<F>();
+    let (header_at, codes_at) = span.locate(block);
+    let next = panel.as_ptr().wrapping_add(ahead * panel.len() + codes_at);
+    prefetch(lanes, next, span.bytes().div_ceil(span.blocks));
+    (&panel[header_at..header_at + span.header_bytes], &panel[codes_at..codes_at + span.code_bytes])
 }
 
 /// What an integer kernel needs to know about the weights it reads.

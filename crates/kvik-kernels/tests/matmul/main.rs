@@ -304,6 +304,30 @@ fn a_gate_opens_what_it_gates() {
     }
 }
 
+/// The two sides of a gate may be one matrix, down to a single panel.
+#[test]
+fn a_matrix_may_gate_itself() {
+    let mut random = Random(15);
+    let weight = Stored::random(TensorType::Q4_1, 16, 64, &mut random).pack();
+    let x = random.floats(64);
+    for isa in Isa::available() {
+        for phase in [Phase::Decode, Phase::Prefill] {
+            let phases = Phases::all(1, phase);
+            let sums = run_phases(isa, 1, &weight, &x, &phases);
+            let pool = ThreadPool::new(1);
+            let mut acts = Activations::new();
+            acts.set_for_isa(isa, &pool, &x, &phases, 64, [&weight]);
+            let mut out = vec![f32::NAN; 16];
+            let product =
+                GatedProduct { gate: &weight, up: &weight, activation: Activation::Relu, out: &mut out };
+            matmul_gated_with(isa, &pool, &acts, product);
+            let want: Vec<f32> = sums.iter().map(|&sum| sum.max(0.0) * sum).collect();
+            assert!(want.iter().any(|&product| product > 0.0));
+            assert_eq!(out, want, "{isa}");
+        }
+    }
+}
+
 /// Not a number is not a number afterwards; zero and the smallest numbers do no harm.
 #[test]
 fn special_activations_are_not_hidden() {

@@ -14,6 +14,7 @@ mod unpack;
 
 use std::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 
+use rows::RowTile;
 pub(super) use rows::{Bf16Rows, TILE_ROWS};
 use tile::VectorTile;
 use unpack::{UnpackBf16, UnpackBlocks, WEIGHT_TILE_BYTES};
@@ -30,9 +31,9 @@ use crate::{
 
 /// Rows of the tiles of a piece at most: over so many the work of taking weights apart is spread.
 pub(super) const ROW_BLOCK: usize = 512;
-/// Steps taken apart at a time. Two panels of them, and the rows of activations that pass by until the panels are used again, share a
-/// first-level cache of 48 KiB; with more, the panels would be evicted before each use (measured: 9 steps 2.07 TFLOP/s, 18 steps
-/// 1.92, 6 steps 1.81, because the sums then come and go more often).
+/// Steps taken apart at a time. Two panels of them, and the rows of activations that pass by until the panels are used again,
+/// share a first-level cache of 48 KiB; with more, the panels would be evicted before each use, with fewer the sums come and go
+/// more often (a loop of tile products of 576 inputs alone: 2.07 TFLOP/s with 9 steps, 1.92 with 18, 1.81 with 6).
 const CHUNK_STEPS: usize = 12;
 /// Rows that go through the tile unit together.
 const PAIR_ROWS: usize = 2 * TILE_ROWS;
@@ -59,7 +60,7 @@ pub(super) fn multiply<L: Lanes>(
     let steps = acts.steps();
     let tiles = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
     // A single chunk needs the sums of no more rows than go together.
-    let mut sums = [const { MaybeUninit::<[RowSums; PAIR_ROWS]>::uninit() }; ROW_BLOCK / PAIR_ROWS];
+    let mut sums = [const { [const { MaybeUninit::<RowSums>::uninit() }; PAIR_ROWS] }; ROW_BLOCK / PAIR_ROWS];
     let mut scratch = WeightScratch([const { [const { MaybeUninit::uninit() }; _] }; PIECE_PANELS]);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the set was found available before the piece was made.
@@ -77,20 +78,21 @@ pub(super) fn multiply<L: Lanes>(
         for (index, first) in tiles.clone().step_by(2).enumerate() {
             let two = first..tiles.end.min(first + 2);
             let sums = &mut sums[if chunks == 1 { 0 } else { index }];
+            let accumulate = chunk > 0;
+            let product =
+                RowPair { acts, tiles: two.clone(), steps: range.clone(), weights, sums, accumulate };
             #[cfg(target_arch = "x86_64")]
-            if let Some(unit) = &unit {
-                multiply_tiles(unit, acts, two.clone(), range.clone(), weights, sums, chunk > 0);
-            } else {
-                multiply_vectors(lanes, acts, two.clone(), range.clone(), weights, sums, chunk > 0);
+            match &unit {
+                Some(unit) => product.through_tiles(unit),
+                None => product.through_vectors(lanes),
             }
             #[cfg(not(target_arch = "x86_64"))]
-            multiply_vectors(lanes, acts, two.clone(), range.clone(), weights, sums, chunk > 0);
+            product.through_vectors(lanes);
             if chunk + 1 == chunks {
-                // SAFETY: the chunks, of which this is the last, wrote the sums of all rows of these tiles.
-                let sums = unsafe { sums.assume_init_ref() };
                 let base = two.start * TILE_ROWS;
                 let rows = rows.start.max(base)..rows.end.min(two.end * TILE_ROWS);
-                let sums = &sums[rows.start - base..rows.end - base];
+                // SAFETY: the chunks, of which this is the last, wrote the sums of all rows of these tiles.
+                let sums = unsafe { sums[rows.start - base..rows.end - base].assume_init_ref() };
                 out.finish(lanes, pair.first, pair.features, rows, sums);
             }
         }
@@ -112,48 +114,48 @@ fn take_apart<L: Lanes>(
     );
 }
 
-/// One or two row tiles through the tile unit.
-#[cfg(target_arch = "x86_64")]
-fn multiply_tiles(
-    unit: &crate::amx::Tiles,
-    acts: &Bf16Rows,
+/// One or two row tiles times a chunk of both panels.
+struct RowPair<'a> {
+    acts: &'a Bf16Rows,
     tiles: Range<usize>,
     steps: Range<usize>,
-    weights: [*const u8; 2],
-    sums: &mut MaybeUninit<[RowSums; PAIR_ROWS]>,
+    /// Of each panel, the tiles of these steps.
+    weights: [*const u8; PIECE_PANELS],
+    /// Of all rows of the tiles; initialised if they are accumulated.
+    sums: &'a mut [MaybeUninit<RowSums>; PAIR_ROWS],
     accumulate: bool,
-) {
-    use crate::amx::{Operand, ROW_BYTES, Sums, TILE_BYTES};
-    let left =
-        [tiles.start, tiles.end - 1].map(|tile| acts.row_tile(tile)[steps.clone()].as_ptr().cast::<u8>());
-    let sums = sums.as_mut_ptr().cast::<f32>();
-    let sum = |row: usize, panel: usize| sums.wrapping_add((row * PIECE_PANELS + panel) * LANES);
-    let left = Operand { tiles: left, row_stride: ROW_BYTES, step: TILE_BYTES };
-    let right = Operand { tiles: weights, row_stride: ROW_BYTES, step: TILE_BYTES };
-    let sums = Sums {
-        tiles: [[sum(0, 0), sum(0, 1)], [sum(TILE_ROWS, 0), sum(TILE_ROWS, 1)]],
-        row_stride: size_of::<RowSums>(),
-    };
-    // SAFETY: the row tiles were sliced to these steps, and so much of both panels was taken apart; `sums` has 32 rows.
-    unsafe { unit.multiply(left, right, steps.len(), sums, accumulate) };
 }
 
-/// One or two row tiles through the vector unit.
-fn multiply_vectors<L: Lanes>(
-    lanes: L,
-    acts: &Bf16Rows,
-    tiles: Range<usize>,
-    steps: Range<usize>,
-    weights: [*const u8; 2],
-    sums: &mut MaybeUninit<[RowSums; PAIR_ROWS]>,
-    accumulate: bool,
-) {
-    let sums = sums.as_mut_ptr().cast::<f32>();
-    for (index, tile) in tiles.enumerate() {
-        let rows = &acts.row_tile(tile)[steps.clone()];
-        for first in (0..TILE_ROWS).step_by(VectorTile::ROWS) {
-            let sums = sums.wrapping_add((index * TILE_ROWS + first) * PIECE_PANELS * LANES);
-            lanes.enter(VectorTile { rows, first, weights, sums, accumulate });
+impl RowPair<'_> {
+    fn rows(&self, tile: usize) -> &[RowTile] {
+        &self.acts.row_tile(tile)[self.steps.clone()]
+    }
+
+    /// Where the sums of a row with a panel are.
+    fn sums(&mut self, row: usize, panel: usize) -> *mut f32 {
+        self.sums.as_mut_ptr().cast::<f32>().wrapping_add((row * PIECE_PANELS + panel) * LANES)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn through_tiles(mut self, unit: &crate::amx::Tiles) {
+        use crate::amx::{Operand, ROW_BYTES, Sums, TILE_BYTES};
+        // A single tile is multiplied twice; nobody reads the second result.
+        let left = [self.tiles.start, self.tiles.end - 1].map(|tile| self.rows(tile).as_ptr().cast::<u8>());
+        let left = Operand { tiles: left, row_stride: ROW_BYTES, step: TILE_BYTES };
+        let right = Operand { tiles: self.weights, row_stride: ROW_BYTES, step: TILE_BYTES };
+        let sums = [0, TILE_ROWS].map(|row| [self.sums(row, 0), self.sums(row, 1)]);
+        let sums = Sums { tiles: sums, row_stride: size_of::<RowSums>() };
+        // SAFETY: the row tiles were sliced to these steps, and so much of both panels was taken apart; there are sums of 32 rows.
+        unsafe { unit.multiply(left, right, self.steps.len(), sums, self.accumulate) };
+    }
+
+    fn through_vectors<L: Lanes>(mut self, lanes: L) {
+        for (index, tile) in self.tiles.clone().enumerate() {
+            for first in (0..TILE_ROWS).step_by(VectorTile::ROWS) {
+                let sums = self.sums(index * TILE_ROWS + first, 0);
+                let (rows, weights, accumulate) = (self.rows(tile), self.weights, self.accumulate);
+                lanes.enter(VectorTile { rows, first, weights, sums, accumulate });
+            }
         }
     }
 }

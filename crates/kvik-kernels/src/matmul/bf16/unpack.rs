@@ -8,8 +8,7 @@ use std::{marker::PhantomData, mem::MaybeUninit};
 use super::{
     super::{
         lanes::{Kernel, LANES, Lanes},
-        panel::{PAIRS, Packed, PanelFormat},
-        prefetch,
+        panel::{PAIRS, Packed, PanelFormat, block_of},
     },
     rows::STEP_INPUTS,
 };
@@ -42,13 +41,8 @@ impl<F: BlockFormat> Kernel for UnpackBlocks<'_, F> {
         assert!(self.to.len() >= self.steps * WEIGHT_TILE_BYTES);
         for index in 0..self.steps {
             let block = self.first + index;
-            let (header_at, codes_at) = span.locate(block);
-            // The same block of the piece that most likely comes next arrives while this one is multiplied.
-            let next = self.panel.as_ptr().wrapping_add(self.ahead * self.panel.len() + codes_at);
-            prefetch(lanes, next, span.bytes().div_ceil(span.blocks));
-            let (header, codes) = (&self.panel[header_at..], &self.panel[codes_at..]);
-            assert!(header.len() >= span.header_bytes && codes.len() >= span.code_bytes);
-            // SAFETY: the header and the codes were just found to be inside the panel, and the tile inside `to`.
+            let (header, codes) = block_of::<L, F>(lanes, self.panel, block, self.ahead);
+            // SAFETY: the header and the codes are whole, and the tile inside `to`.
             unsafe {
                 let to = self.to.as_mut_ptr().add(index * WEIGHT_TILE_BYTES).cast::<u8>();
                 let halves = Packed::<F>::SCALES_PER_BLOCK;
