@@ -9,7 +9,7 @@ use crate::{
     session::{Sequence, Session, check_vocabulary},
 };
 use kvik_kernels::{Phase, ThreadPool};
-use kvik_kv::{KvShape, KvStore, Pipeline};
+use kvik_kv::{KvShape, KvStore, Method, Pipeline};
 use kvik_model::{
     ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, layers::Logits,
     tokenizer::TokenizerError,
@@ -126,6 +126,21 @@ impl Engine {
     /// [`EngineError::Cache`] if a method does not fit the model.
     pub fn session_with(&self, pipeline: &Pipeline) -> Result<Session, EngineError> {
         Ok(Session::new(self.local.store.sequence_with(pipeline)?))
+    }
+
+    /// As [`Self::session_with`], and after the pipeline's methods comes `last`: one that watches, for example.
+    ///
+    /// # Errors
+    /// As for [`Self::session_with`].
+    pub fn session_watched(
+        &self,
+        pipeline: &Pipeline,
+        last: Box<dyn Method>,
+    ) -> Result<Session, EngineError> {
+        let store = &self.local.store;
+        let mut methods = pipeline.methods(store.shape())?;
+        methods.push(last);
+        Ok(Session::new(store.sequence_of(methods)))
     }
 
     /// A second sequence with the same past. Memory is shared until one of the two changes it.

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod generate;
 pub mod inspect;
 pub mod methods;
+pub mod microscope;
 pub mod pull;
 pub mod score;
 pub mod tokenize;
