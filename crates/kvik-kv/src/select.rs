@@ -16,9 +16,29 @@ pub fn top_rows(scores: &[f32], keep: usize, pinned: impl Fn(usize) -> bool) -> 
     rows
 }
 
+/// Rows that stay when the `sinks` with the lowest positions and the `recent` with the highest do, in rising order. Rows need not
+/// be in the order of their positions: evicted rows leave slots that later ones take.
+pub fn sinks_and_recent(positions: &[u32], sinks: usize, recent: usize) -> Vec<u32> {
+    let mut rows: Vec<u32> = (0..positions.len() as u32).collect();
+    if rows.len() <= sinks.saturating_add(recent) {
+        return rows;
+    }
+    rows.sort_unstable_by_key(|&row| positions[row as usize]);
+    rows.drain(sinks..rows.len() - recent);
+    rows.sort_unstable();
+    rows
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sinks_and_recent_rows_go_by_position_wherever_they_lie() {
+        assert_eq!(sinks_and_recent(&[0, 9, 2, 3, 8, 5], 1, 2), [0, 1, 4]);
+        assert_eq!(sinks_and_recent(&[0, 1, 2], 1, 2), [0, 1, 2]);
+        assert_eq!(sinks_and_recent(&[3, 1, 2, 0], 0, 1), [0]);
+    }
     use proptest::prelude::*;
 
     proptest! {

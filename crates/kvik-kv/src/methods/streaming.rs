@@ -8,7 +8,9 @@
 //!
 //! It is the baseline that every method which chooses tokens has to beat at equal budget.
 
-use crate::{CacheError, Direction, Method, MethodInfo, OpenCache, Parameter, ParameterKind};
+use crate::{
+    CacheError, Direction, Method, MethodInfo, OpenCache, Parameter, ParameterKind, select::sinks_and_recent,
+};
 
 /// What the registry knows of it.
 pub const INFO: MethodInfo = MethodInfo {
@@ -55,12 +57,9 @@ struct Streaming {
 impl Streaming {
     fn cut(&self, cache: &mut OpenCache<'_>) -> Result<(), CacheError> {
         for (layer, kv_head) in cache.heads() {
-            let rows = cache.rows(layer, kv_head);
-            if rows > self.budget {
-                let recent = rows - (self.budget - self.sinks);
-                let keep: Vec<u32> = (0..self.sinks as u32).chain(recent as u32..rows as u32).collect();
-                cache.retain(layer, kv_head, &keep)?;
-            }
+            let positions = cache.positions(layer, kv_head);
+            let keep = sinks_and_recent(&positions, self.sinks, self.budget - self.sinks);
+            cache.retain(layer, kv_head, &keep)?;
         }
         Ok(())
     }
