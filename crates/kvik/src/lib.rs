@@ -9,6 +9,7 @@
 
 pub mod bench;
 pub mod cache;
+pub mod method_page;
 pub mod microscope;
 pub mod models;
 pub mod pull;
