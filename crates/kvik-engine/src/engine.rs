@@ -6,12 +6,13 @@ use crate::{
     generate::{Event, GenerateRequest, Generation, Generator},
     language_model::LocalModel,
     score::{self, Score},
-    session::{Sequence, Session},
+    session::{Sequence, Session, check_vocabulary},
 };
 use kvik_kernels::{Phase, ThreadPool};
 use kvik_kv::KvStore;
 use kvik_model::{
-    ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, tokenizer::TokenizerError,
+    ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer,
+    layers::Logits, tokenizer::TokenizerError,
 };
 use std::{ops::ControlFlow, path::Path, sync::Arc};
 
@@ -142,6 +143,35 @@ impl Engine {
             prefill_chunk_tokens: self.prefill_chunk_tokens,
         };
         generator.run(request, on_event)
+    }
+
+    /// Puts `tokens`, at least one, behind what `session` holds, computed as those of `phase`, and returns the logits
+    /// `[vocab]` after the last.
+    ///
+    /// # Errors
+    /// [`EngineError`] when a token is unknown or the context has no room for all of them.
+    pub fn append(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+        phase: Phase,
+    ) -> Result<Vec<f32>, EngineError> {
+        check_vocabulary(tokens, self.local.model.config().vocabulary)?;
+        let chunk_tokens = self.prefill_chunk_tokens;
+        let mut model = self.local.bind(&self.pool, &mut session.cache);
+        let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
+        if phase == Phase::Decode {
+            return Ok(sequence.extend(tokens, Logits::Last, phase)?.to_vec());
+        }
+        match sequence.prefill(tokens, chunk_tokens, |_| ControlFlow::Continue(()))? {
+            ControlFlow::Continue(logits) => Ok(logits.to_vec()),
+            ControlFlow::Break(()) => Ok(Vec::new()),
+        }
+    }
+
+    /// Bytes that the store holds for the keys and values of `session`.
+    pub fn kv_bytes(&self, session: &Session) -> usize {
+        session.cache.used_bytes(&self.local.store)
     }
 
     /// The log-probability of each token of `ids` given those before it, and of the `top` most likely at its place, all
