@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, bench, chat, generate, inspect, pull, score, tokenize};
+use commands::{Interrupted, bench, chat, eval, generate, inspect, pull, score, tokenize};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -37,6 +37,7 @@ enum Verb {
     Tokenize(tokenize::Args),
     Score(score::Args),
     Bench(bench::Args),
+    Eval(eval::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Score(args) => score::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Eval(args) => eval::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -37,6 +37,11 @@ pub struct Loaded {
 impl EngineArgs {
     /// Loads the model, fetched on first use.
     pub fn load(&self) -> anyhow::Result<Loaded> {
+        self.load_for(EngineOptions::default().sessions)
+    }
+
+    /// Loads the model, fetched on first use, with room for `sessions` full contexts.
+    pub fn load_for(&self, sessions: usize) -> anyhow::Result<Loaded> {
         if let Err(unknown) = Isa::requested() {
             bail!("KVIK_ISA: {unknown}");
         }
@@ -45,7 +50,7 @@ impl EngineArgs {
             threads: self.threads,
             context_tokens: self.ctx,
             prefill_chunk_tokens: self.prefill_chunk,
-            ..EngineOptions::default()
+            sessions,
         };
         let engine = Engine::load(&path, &options)?;
         Ok(Loaded { engine, path })
