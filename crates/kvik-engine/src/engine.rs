@@ -4,15 +4,15 @@
 use crate::{
     error::EngineError,
     generate::{Event, GenerateRequest, Generation, Generator},
-    language_model::LocalModel,
+    language_model::{LanguageModel, LocalModel},
     score::{self, Score},
     session::{Sequence, Session, check_vocabulary},
 };
 use kvik_kernels::{Phase, ThreadPool};
-use kvik_kv::KvStore;
+use kvik_kv::{KvShape, KvStore, Pipeline};
 use kvik_model::{
-    ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer,
-    layers::Logits, tokenizer::TokenizerError,
+    ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, layers::Logits,
+    tokenizer::TokenizerError,
 };
 use std::{ops::ControlFlow, path::Path, sync::Arc};
 
@@ -120,6 +120,95 @@ impl Engine {
         Session::new(self.local.store.sequence())
     }
 
+    /// A new, empty sequence whose cache the methods of `pipeline` rewrite.
+    ///
+    /// # Errors
+    /// [`EngineError::Cache`] if a method does not fit the model.
+    pub fn session_with(&self, pipeline: &Pipeline) -> Result<Session, EngineError> {
+        Ok(Session::new(self.local.store.sequence_with(pipeline)?))
+    }
+
+    /// A second sequence with the same past. Memory is shared until one of the two changes it.
+    pub fn fork(&mut self, session: &Session) -> Session {
+        let mut fork = Session::new(session.cache.fork(&mut self.local.store));
+        fork.tokens.extend_from_slice(&session.tokens);
+        fork
+    }
+
+    /// Forgets all but the first `tokens` tokens of a session and returns how many remain: `tokens`, or 0 where what the
+    /// shorter sequence needs is gone, because a sliding window left it behind or a method rewrote it.
+    pub fn truncate(&mut self, session: &mut Session, tokens: usize) -> usize {
+        let kept = session.cache.truncate(&mut self.local.store, tokens);
+        session.tokens.truncate(kept);
+        kept
+    }
+
+    /// Reads `tokens` as the continuation of a session's prompt, and returns the logits `[vocabulary]` after the last of them.
+    /// With `ends_prompt` the methods of its pipeline rewrite the cache then, as after the prompt of a request.
+    ///
+    /// # Errors
+    /// [`EngineError`] when `tokens` is empty, does not fit the context or has unknown tokens.
+    pub fn read(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+        ends_prompt: bool,
+    ) -> Result<Vec<f32>, EngineError> {
+        if tokens.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        let chunk_tokens = self.prefill_chunk_tokens;
+        let mut model = self.local.bind(&self.pool, &mut session.cache);
+        check_vocabulary(tokens, model.vocab_size())?;
+        let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
+        let mut logits = None;
+        for (index, chunk) in tokens.chunks(chunk_tokens).enumerate() {
+            let last = (index + 1) * chunk_tokens >= tokens.len();
+            let wanted = if last { Logits::Last } else { Logits::None };
+            logits = Some(sequence.extend(chunk, wanted, Phase::Prefill)?);
+        }
+        if ends_prompt {
+            sequence.model.end_of_prompt()?;
+        }
+        Ok(logits.map(|rows| rows.to_vec()).unwrap_or_default())
+    }
+
+    /// Appends `tokens` one by one as if they had been generated, and gives `on_logits` the logits `[vocabulary]` after each,
+    /// with its index.
+    ///
+    /// # Errors
+    /// As for [`Self::read`]; tokens before the failure stay.
+    pub fn decode(
+        &mut self,
+        session: &mut Session,
+        tokens: &[u32],
+        on_logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        let mut model = self.local.bind(&self.pool, &mut session.cache);
+        check_vocabulary(tokens, model.vocab_size())?;
+        let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
+        for (index, &token) in tokens.iter().enumerate() {
+            let logits = sequence.extend(&[token], Logits::Last, Phase::Decode)?;
+            on_logits(index, &logits);
+        }
+        Ok(())
+    }
+
+    /// Bytes that the keys and values of a session take.
+    pub fn kv_bytes(&self, session: &Session) -> usize {
+        session.cache.used_bytes(&self.local.store)
+    }
+
+    /// Bytes that the keys and values of all sessions take.
+    pub fn store_bytes(&self) -> usize {
+        self.local.store.used_bytes()
+    }
+
+    /// What the model caches, and the bytes of an uncompressed bf16 cache.
+    pub fn kv_shape(&self) -> &KvShape {
+        self.local.store.shape()
+    }
+
     /// Continues a prompt in `session`, and tells `on_event` of every chunk and token, which may break to stop.
     ///
     /// What the prompt shares with what the session holds is not computed again; afterwards the session holds the
@@ -143,35 +232,6 @@ impl Engine {
             prefill_chunk_tokens: self.prefill_chunk_tokens,
         };
         generator.run(request, on_event)
-    }
-
-    /// Puts `tokens`, at least one, behind what `session` holds, computed as those of `phase`, and returns the logits
-    /// `[vocab]` after the last.
-    ///
-    /// # Errors
-    /// [`EngineError`] when a token is unknown or the context has no room for all of them.
-    pub fn append(
-        &mut self,
-        session: &mut Session,
-        tokens: &[u32],
-        phase: Phase,
-    ) -> Result<Vec<f32>, EngineError> {
-        check_vocabulary(tokens, self.local.model.config().vocabulary)?;
-        let chunk_tokens = self.prefill_chunk_tokens;
-        let mut model = self.local.bind(&self.pool, &mut session.cache);
-        let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
-        if phase == Phase::Decode {
-            return Ok(sequence.extend(tokens, Logits::Last, phase)?.to_vec());
-        }
-        match sequence.prefill(tokens, chunk_tokens, |_| ControlFlow::Continue(()))? {
-            ControlFlow::Continue(logits) => Ok(logits.to_vec()),
-            ControlFlow::Break(()) => Ok(Vec::new()),
-        }
-    }
-
-    /// Bytes that the store holds for the keys and values of `session`.
-    pub fn kv_bytes(&self, session: &Session) -> usize {
-        session.cache.used_bytes(&self.local.store)
     }
 
     /// The log-probability of each token of `ids` given those before it, and of the `top` most likely at its place, all

@@ -1,7 +1,7 @@
 //! What can go wrong with a request, as sentences that say what to do.
 
 use crate::{sampling::InvalidSampling, stop::EmptyStopString};
-use kvik_kv::KvStoreError;
+use kvik_kv::{CacheError, KvStoreError};
 use kvik_model::{CheckpointError, ForwardError, ModelError, tokenizer::TokenizerError};
 use std::sync::Arc;
 
@@ -20,6 +20,9 @@ pub enum EngineError {
     /// No room for keys and values.
     #[error(transparent)]
     KvStore(#[from] KvStoreError),
+    /// A method of the sequence's pipeline does not fit the model or cannot go on.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The model cannot compute more of this sequence.
     #[error(transparent)]
     Forward(#[from] ForwardError),

@@ -32,6 +32,12 @@ pub(crate) trait LanguageModel {
     /// Whatever stops the model; the sequence is then as it was.
     fn forward(&mut self, tokens: &[u32], wanted: Logits, phase: Phase) -> Result<Rows, EngineError>;
 
+    /// Says that what was appended is the end of a prompt: the cache's methods rewrite it now.
+    ///
+    /// # Errors
+    /// What a method could not do.
+    fn end_of_prompt(&mut self) -> Result<(), EngineError>;
+
     /// Forgets all but the first `tokens` of the sequence and returns how many remain: `tokens`, or 0 where a sliding
     /// window has already forgotten what the shorter sequence would need.
     fn truncate(&mut self, tokens: usize) -> usize;

@@ -84,6 +84,7 @@ impl Sequence<'_> {
             }
         }
         let logits = self.extend(rest, Logits::Last, Phase::Prefill)?;
+        self.model.end_of_prompt()?;
         Ok(on_chunk(tokens.len()).map_continue(|()| logits))
     }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use kvik_kernels::{
     Isa, Phase, ThreadPool,
     attention::{
-        AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Positions, Reach, TILE_TOKENS, Tile,
-        TileShape, attend,
+        AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Positions, Reach, StoredTile,
+        TILE_TOKENS, Tile, TileShape, attend,
     },
 };
 use proptest::prelude::*;
@@ -145,10 +145,10 @@ impl CachedTiles for Batch<'_> {
     fn tiles(&self, _sequence: usize, _kv_head: usize) -> usize {
         self.0.lens.len()
     }
-    fn tile(&self, _sequence: usize, kv_head: usize, index: usize) -> Option<Tile<'_>> {
+    fn tile(&self, _sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {
         let (keys, values) = &self.0.tiles[kv_head][index];
         let chosen = self.0.kind == Kind::Chosen;
-        Some(Tile {
+        let tile = Tile {
             keys,
             values,
             len: self.0.lens[index],
@@ -158,7 +158,8 @@ impl CachedTiles for Batch<'_> {
                 Positions::From(self.0.positions[index][0])
             },
             bias: chosen.then_some(&self.0.bias[index][..]),
-        })
+        };
+        Some(tile.into())
     }
 }
 
@@ -176,7 +177,8 @@ fn run(
         rows.clone().flat_map(|row| (0..shape.heads).flat_map(move |head| cache.query(row, head))).collect();
     let mut out = vec![f32::NAN; rows.len() * shape.heads * shape.tile.value_dim];
     let mut scratch = AttentionScratch::new(threads, &shape, cache.lens.len() * TILE_TOKENS);
-    let rows = AttentionRows { queries: &queries, positions: &positions[rows], out: &mut out };
+    let rows =
+        AttentionRows { queries: &queries, positions: &positions[rows], out: &mut out, log_sum_exp: None };
     attend(&ThreadPool::new(threads), isa, &shape, rows, &Batch(cache, parts), &mut scratch);
     out
 }

@@ -88,10 +88,10 @@ fn run(isa: Isa, case: &Case, rows: std::ops::Range<usize>, pieces: bool) -> (Ve
             let (mut max, mut sum, mut acc) = state();
             let mut piece = Partials { max: &mut max, sum: &mut sum, acc: &mut acc };
             piece.reset();
-            fold(isa, shape, &queries, &tile, None, &mut piece);
+            fold(isa, shape, &queries, &tile, &[], &mut piece);
             total.merge(&piece);
         } else {
-            fold(isa, shape, &queries, &tile, None, &mut total);
+            fold(isa, shape, &queries, &tile, &[], &mut total);
         }
     }
     let mut out = vec![vec![0.0; shape.value_dim]; n];

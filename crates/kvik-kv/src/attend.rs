@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use kvik_kernels::{
     Isa, Phase, ThreadPool,
-    attention::{self, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Tile},
+    attention::{self, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, StoredTile},
 };
 
-use crate::{KvStore, SequenceCache};
+use crate::{KvStore, SequenceCache, head::HeadCache};
 
 /// The sequences of a batch and the rows that each has in it.
 pub trait Sequences: Sync {
@@ -58,17 +58,56 @@ impl<S: Sequences> CachedTiles for LayerTiles<'_, S> {
     }
 
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize {
-        let segments = self.sequences.cache(sequence).head(self.layer, kv_head);
-        segments.iter().map(|segment| segment.tiles()).sum()
+        let head = self.sequences.cache(sequence).head_cache(self.layer, kv_head);
+        head.visits.as_ref().map_or_else(|| tiles(head), Vec::len)
     }
 
-    fn tile(&self, sequence: usize, kv_head: usize, mut index: usize) -> Option<Tile<'_>> {
-        for segment in self.sequences.cache(sequence).head(self.layer, kv_head) {
-            if index < segment.tiles() {
-                return segment.tile(self.store, index);
-            }
-            index -= segment.tiles();
-        }
-        None
+    fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {
+        let head = self.sequences.cache(sequence).head_cache(self.layer, kv_head);
+        let index = head.visits.as_ref().map_or(index, |visits| visits[index] as usize);
+        tile(self.store, head, index)
     }
+}
+
+/// All tiles of one sequence at one layer, whichever its queries visit.
+pub(crate) struct AllTiles<'a> {
+    pub(crate) store: &'a KvStore,
+    pub(crate) heads: &'a [HeadCache],
+}
+
+impl CachedTiles for AllTiles<'_> {
+    fn sequences(&self) -> usize {
+        1
+    }
+
+    fn rows(&self, _sequence: usize) -> Range<usize> {
+        0..0
+    }
+
+    fn phase(&self, _sequence: usize) -> Phase {
+        Phase::Decode
+    }
+
+    fn tiles(&self, _sequence: usize, kv_head: usize) -> usize {
+        tiles(&self.heads[kv_head])
+    }
+
+    fn tile(&self, _sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {
+        tile(self.store, &self.heads[kv_head], index)
+    }
+}
+
+/// One past the index of a head's last tile, counted over its segments.
+pub(crate) fn tiles(head: &HeadCache) -> usize {
+    head.segments.iter().map(|segment| segment.tiles()).sum()
+}
+
+fn tile<'a>(store: &'a KvStore, head: &'a HeadCache, mut index: usize) -> Option<StoredTile<'a>> {
+    for segment in &head.segments {
+        if index < segment.tiles() {
+            return segment.tile(store, index);
+        }
+        index -= segment.tiles();
+    }
+    None
 }

@@ -15,13 +15,28 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+pub mod budget;
+mod evidence;
+mod head;
+mod method;
+pub mod methods;
+mod open_cache;
+pub mod pipeline;
 mod segment;
+pub mod select;
 mod sequence;
 mod shape;
 mod store;
 
 pub use attend::{Sequences, attend};
-pub use segment::{Segment, SegmentRow};
+pub use evidence::{Evidence, StepQueries};
+pub use head::RowStatistics;
+pub use method::Method;
+pub use open_cache::OpenCache;
+pub use pipeline::{
+    Arguments, Direction, MethodInfo, Parameter, ParameterKind, Pipeline, PipelineError, Stage,
+};
+pub use segment::{KeyRotation, Magnitudes, Segment, SegmentRow};
 pub use sequence::SequenceCache;
 pub use shape::{KvShape, LayerShape};
-pub use store::{KvStore, KvStoreError};
+pub use store::{CacheError, KvStore, KvStoreError};

@@ -1,11 +1,15 @@
 //! One sequence's cache, over all layers and heads.
 
-use kvik_kernels::{ThreadPool, attention::TILE_TOKENS};
-use kvik_memory::PoolExhausted;
+use kvik_kernels::{
+    Phase, ThreadPool,
+    attention::{PlaneKind, TILE_TOKENS},
+};
 
 use crate::{
-    Segment,
-    store::{KvStore, ReturnList, tile_mut},
+    Evidence, Method, OpenCache, Segment, StepQueries,
+    evidence::{self, WindowQueries},
+    head::HeadCache,
+    store::{CacheError, KvStore, ReturnList},
 };
 
 /// Rows of keys below which one thread writes them alone.
@@ -15,30 +19,50 @@ const SERIAL_ROWS: usize = 64;
 ///
 /// A step of `n` tokens is written as `reserve(n)`, then `append` once per layer, then `commit(n)`. After an error the
 /// sequence is as it was after its last commit once [`Self::truncate`] to [`Self::len`] was called.
+///
+/// The methods of its pipeline rewrite it between steps; what they want to know is gathered by [`Self::observe`].
 pub struct SequenceCache {
     layers: Vec<LayerCache>,
     len: usize,
+    /// Tokens of the prompt that is being read.
+    prompt_tokens: usize,
+    /// Prompts that were read to their end.
+    turns: usize,
+    /// Tokens that methods may have rewritten: a shorter sequence is not in the cache any more.
+    rewritten_tokens: usize,
     capacity_tokens: usize,
+    methods: Vec<Box<dyn Method>>,
+    evidence: Evidence,
+    /// Per layer.
+    window: Vec<WindowQueries>,
     returned: ReturnList,
 }
 
-struct LayerCache {
-    heads: Vec<HeadCache>,
-}
-
-/// The segments of one layer and KV head, in the order in which attention folds them.
-struct HeadCache {
-    segments: Vec<Segment>,
+pub(crate) struct LayerCache {
+    pub(crate) heads: Vec<HeadCache>,
 }
 
 impl SequenceCache {
-    pub(crate) fn new(store: &KvStore, returned: ReturnList) -> Self {
+    pub(crate) fn new(store: &KvStore, returned: ReturnList, methods: Vec<Box<dyn Method>>) -> Self {
         let capacity_tokens = store.capacity_tokens();
-        let head = |layer| HeadCache { segments: vec![Segment::growing(store, layer, 0, capacity_tokens)] };
-        let layers = store.shape().layers.iter().enumerate();
-        let layers = layers
-            .map(|(index, layer)| LayerCache { heads: (0..layer.kv_heads).map(|_| head(index)).collect() });
-        Self { layers: layers.collect(), len: 0, capacity_tokens, returned }
+        let layers = store.shape().layers.iter().enumerate().map(|(index, layer)| {
+            let head = |_| HeadCache::new(Segment::growing(index, 0, capacity_tokens));
+            LayerCache { heads: (0..layer.kv_heads).map(head).collect() }
+        });
+        let evidence = methods.iter().fold(Evidence::NONE, |all, method| all.union(method.evidence()));
+        let window = store.shape().layers.iter().map(|_| WindowQueries::default()).collect();
+        Self {
+            layers: layers.collect(),
+            len: 0,
+            prompt_tokens: 0,
+            turns: 0,
+            rewritten_tokens: 0,
+            capacity_tokens,
+            methods,
+            evidence,
+            window,
+            returned,
+        }
     }
 
     /// Tokens committed.
@@ -56,20 +80,28 @@ impl SequenceCache {
         self.capacity_tokens
     }
 
-    /// Bytes of the blocks that the sequence holds.
+    /// Bytes of the blocks that the sequence holds; a block with several holders counts in equal parts.
     pub fn used_bytes(&self, store: &KvStore) -> usize {
         self.segments().map(|segment| segment.used_bytes(store)).sum()
+    }
+
+    /// What the methods want to be gathered.
+    pub fn evidence(&self) -> Evidence {
+        self.evidence
+    }
+
+    /// True if a method wants to see queries before they attend.
+    pub fn selects(&self) -> bool {
+        self.methods.iter().any(|method| method.selects())
     }
 
     /// Takes the blocks for `tokens` more tokens at every layer and head.
     ///
     /// # Errors
-    /// [`PoolExhausted`] when the store has too few; blocks taken so far stay with the sequence.
-    pub fn reserve(&mut self, store: &mut KvStore, tokens: usize) -> Result<(), PoolExhausted> {
-        for layer in &mut self.layers {
-            for head in &mut layer.heads {
-                head.growing().reserve(store, tokens)?;
-            }
+    /// [`CacheError::Full`] when the store has too few; blocks taken so far stay with the sequence.
+    pub fn reserve(&mut self, store: &mut KvStore, tokens: usize) -> Result<(), CacheError> {
+        for head in self.layers.iter_mut().flat_map(|layer| &mut layer.heads) {
+            head.growing().reserve(store, tokens)?;
         }
         Ok(())
     }
@@ -96,7 +128,7 @@ impl SequenceCache {
         assert_eq!(values.len(), tokens * kv_heads * tile.value_dim);
         let heads = &mut self.layers[layer].heads;
         {
-            let writer = store.blocks_mut(store.pool_of(layer)).writer();
+            let writer = store.writer();
             let first_tile = |head: usize| heads[head].last().end() / TILE_TOKENS;
             let tiles = (0..kv_heads)
                 .map(|head| (heads[head].last().end() + tokens).div_ceil(TILE_TOKENS) - first_tile(head))
@@ -111,26 +143,77 @@ impl SequenceCache {
                 if rows.is_empty() {
                     return;
                 }
-                writer.with_block(segment.block_of(start), |bytes| {
-                    let (tile_keys, tile_values) = tile_mut(tile, bytes);
-                    for row in rows {
-                        let index = (row - segment.end()) * kv_heads + head;
-                        let key = &keys[index * tile.key_dim..(index + 1) * tile.key_dim];
-                        let value = &values[index * tile.value_dim..(index + 1) * tile.value_dim];
-                        tile.write(tile_keys, tile_values, row % TILE_TOKENS, key, value);
-                    }
-                });
+                let blocks = segment.blocks_of(start);
+                for (plane, block, numbers) in
+                    [(PlaneKind::Keys, blocks[0], keys), (PlaneKind::Values, blocks[1], values)]
+                {
+                    let (dim, len) = tile.plane(plane);
+                    writer.with_rows(block, len, |target| {
+                        for row in rows.clone() {
+                            let index = (row - segment.end()) * kv_heads + head;
+                            let source = &numbers[index * dim..(index + 1) * dim];
+                            tile.write_row(plane, target, row % TILE_TOKENS, source);
+                        }
+                    });
+                }
             };
             let grain = if tokens * kv_heads < SERIAL_ROWS { usize::MAX } else { 1 };
             pool.for_each_piece(kv_heads * tiles, grain, |pieces| pieces.for_each(&write_tile));
         }
         for head in heads {
-            head.growing().grow(tokens);
+            head.growing().grow(tokens, self.len as u32);
         }
     }
 
-    /// Counts the `tokens` that were appended at every layer, and gives back what sliding windows have left behind.
-    pub fn commit(&mut self, store: &mut KvStore, tokens: usize) {
+    /// Lets the methods see the queries that are about to attend at `layer`.
+    ///
+    /// # Errors
+    /// [`CacheError`] from a method.
+    pub fn before_attention(
+        &mut self,
+        pool: &ThreadPool,
+        store: &mut KvStore,
+        layer: usize,
+        queries: StepQueries<'_>,
+    ) -> Result<(), CacheError> {
+        if !self.selects() {
+            return Ok(());
+        }
+        let new_tokens = queries.positions.len();
+        self.open(pool, store, new_tokens, |method, cache| method.before_attention(cache, layer, queries))
+    }
+
+    /// Takes in what the methods want to know of the rows that have just attended at `layer`; `log_sum_exp` is
+    /// `[rows, heads]`.
+    pub fn observe(
+        &mut self,
+        pool: &ThreadPool,
+        store: &KvStore,
+        layer: usize,
+        queries: StepQueries<'_>,
+        log_sum_exp: &[f32],
+    ) {
+        if store.layer(layer).window.is_some() {
+            return;
+        }
+        if self.evidence.window > 0 && queries.phase == Phase::Prefill {
+            self.window[layer].push(&queries, log_sum_exp, self.evidence.window);
+        }
+        evidence::gather(pool, store, &mut self.layers[layer].heads, self.evidence, &queries, log_sum_exp);
+    }
+
+    /// Counts the `tokens` that were appended at every layer, gives back what sliding windows have left behind, and lets the
+    /// methods rewrite.
+    ///
+    /// # Errors
+    /// [`CacheError`] from a method. The tokens are counted all the same; what the method left is valid.
+    pub fn commit(
+        &mut self,
+        pool: &ThreadPool,
+        store: &mut KvStore,
+        tokens: usize,
+        phase: Phase,
+    ) -> Result<(), CacheError> {
         self.len += tokens;
         for (index, layer) in self.layers.iter_mut().enumerate() {
             let Some(window) = store.layer(index).window else { continue };
@@ -140,22 +223,76 @@ impl SequenceCache {
                 head.growing().drop_before(store, first_seen);
             }
         }
+        if self.methods.is_empty() {
+            return Ok(());
+        }
+        match phase {
+            Phase::Prefill => {
+                self.prompt_tokens += tokens;
+                self.open(pool, store, tokens, |method, cache| method.after_chunk(cache))
+            }
+            Phase::Decode => self.open(pool, store, tokens, |method, cache| method.after_step(cache)),
+        }
+    }
+
+    /// Says that the prompt has been read to its end: methods that wait for that rewrite now.
+    ///
+    /// # Errors
+    /// [`CacheError`] from a method; what it left is valid.
+    pub fn end_of_prompt(&mut self, pool: &ThreadPool, store: &mut KvStore) -> Result<(), CacheError> {
+        if self.methods.is_empty() {
+            return Ok(());
+        }
+        let (turn, prompt_tokens) = (self.turns, self.prompt_tokens);
+        let result = self.open(pool, store, prompt_tokens, |method, cache| method.end_of_prompt(cache, turn));
+        self.window.iter_mut().for_each(WindowQueries::clear);
+        self.turns += 1;
+        self.rewritten_tokens = self.len;
+        self.prompt_tokens = 0;
+        store.trim();
+        result
+    }
+
+    /// Runs `hook` for each method, in the pipeline's order.
+    fn open(
+        &mut self,
+        pool: &ThreadPool,
+        store: &mut KvStore,
+        new_tokens: usize,
+        mut hook: impl FnMut(&mut dyn Method, &mut OpenCache<'_>) -> Result<(), CacheError>,
+    ) -> Result<(), CacheError> {
+        for method in &mut self.methods {
+            let mut cache = OpenCache {
+                pool,
+                store,
+                layers: &mut self.layers,
+                window: &self.window,
+                tokens: self.len,
+                new_tokens,
+                encoded: Vec::new(),
+            };
+            hook(&mut **method, &mut cache)?;
+        }
+        Ok(())
     }
 
     /// Forgets all tokens from position `len` on, those of a step that was not committed included. Returns how many
-    /// remain: `len`, or 0 when a sliding window has already given back rows that the shorter sequence needs, and the
-    /// whole sequence was forgotten instead.
+    /// remain: `len`, or 0 when the shorter sequence is not to be had, because a sliding window has already given back rows
+    /// that it needs or methods have rewritten a longer prompt, and the whole sequence was forgotten instead.
+    ///
+    /// What a method drops while decoding does not come back.
     pub fn truncate(&mut self, store: &mut KvStore, len: usize) -> usize {
         let len = len.min(self.len);
-        let mut whole = true;
+        let mut whole = len >= self.rewritten_tokens;
         for (index, layer) in self.layers.iter_mut().enumerate() {
             let needed_from = store.layer(index).window.map_or(0, |window| (len + 1).saturating_sub(window));
-            for segment in layer.heads.iter_mut().flat_map(|head| &mut head.segments) {
-                whole &= segment.truncate(store, len as u32, needed_from as u32);
+            for head in &mut layer.heads {
+                whole &= head.truncate(store, len as u32, needed_from as u32);
             }
         }
-        if whole {
+        if whole && len > 0 {
             self.len = len;
+            self.methods.iter_mut().for_each(|method| method.truncated(len));
         } else {
             self.clear();
         }
@@ -170,9 +307,32 @@ impl SequenceCache {
                 returned.extend(segment.take_blocks());
             }
             head.segments.truncate(1);
+            head.statistics = Default::default();
+            head.visits = None;
         }
         drop(returned);
-        self.len = 0;
+        self.window.iter_mut().for_each(WindowQueries::clear);
+        (self.len, self.prompt_tokens, self.turns, self.rewritten_tokens) = (0, 0, 0, 0);
+        self.methods.iter_mut().for_each(|method| method.truncated(0));
+    }
+
+    /// A second sequence with the same past. Blocks are shared until one of the two changes them.
+    pub fn fork(&self, store: &mut KvStore) -> Self {
+        let layers = self.layers.iter().map(|layer| LayerCache {
+            heads: layer.heads.iter().map(|head| head.fork(store, self.capacity_tokens)).collect(),
+        });
+        Self {
+            layers: layers.collect(),
+            len: self.len,
+            prompt_tokens: self.prompt_tokens,
+            turns: self.turns,
+            rewritten_tokens: self.rewritten_tokens,
+            capacity_tokens: self.capacity_tokens,
+            methods: self.methods.iter().map(|method| method.fork()).collect(),
+            evidence: self.evidence,
+            window: self.window.clone(),
+            returned: self.returned.clone(),
+        }
     }
 
     /// Puts `segment` in front of the growing segment of a head: rows that a method chose, merged or brought from
@@ -187,20 +347,12 @@ impl SequenceCache {
         &self.layers[layer].heads[kv_head].segments
     }
 
+    pub(crate) fn head_cache(&self, layer: usize, kv_head: usize) -> &HeadCache {
+        &self.layers[layer].heads[kv_head]
+    }
+
     fn segments(&self) -> impl Iterator<Item = &Segment> {
         self.layers.iter().flat_map(|layer| &layer.heads).flat_map(|head| &head.segments)
-    }
-}
-
-impl HeadCache {
-    /// The last segment: new tokens go there.
-    fn last(&self) -> &Segment {
-        &self.segments[self.segments.len() - 1]
-    }
-
-    fn growing(&mut self) -> &mut Segment {
-        let last = self.segments.len() - 1;
-        &mut self.segments[last]
     }
 }
 

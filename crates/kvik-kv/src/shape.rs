@@ -1,6 +1,8 @@
 //! What a model caches: heads and dimensions, layer by layer.
 
-use kvik_kernels::attention::TileShape;
+use std::sync::Arc;
+
+use kvik_kernels::attention::{Rotary, TileShape};
 
 /// Cache of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,17 +25,31 @@ impl LayerShape {
 }
 
 /// Cache of a whole model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct KvShape {
     /// One entry per layer.
     pub layers: Vec<LayerShape>,
+    /// How each layer's keys are rotated; `None` where they are not.
+    pub rotary: Vec<Option<Arc<Rotary>>>,
 }
 
 impl KvShape {
+    /// Layers whose keys are not rotated.
+    pub fn unrotated(layers: Vec<LayerShape>) -> Self {
+        let rotary = vec![None; layers.len()];
+        Self { layers, rotary }
+    }
+
     /// Bytes of a plain bf16 cache of `tokens` tokens that keeps every token at every layer: the yardstick that
     /// savings are measured against.
     pub fn bf16_bytes(&self, tokens: usize) -> usize {
         let per_token = self.layers.iter().map(|l| l.kv_heads * (l.key_dim + l.value_dim) * 2).sum::<usize>();
         per_token * tokens
+    }
+
+    /// Layers that see the whole sequence: those whose cache grows with it, and that methods rewrite. Sliding windows bound
+    /// theirs already.
+    pub fn full_layers(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.layers.len()).filter(|&layer| self.layers[layer].window.is_none())
     }
 }

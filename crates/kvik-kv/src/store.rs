@@ -1,16 +1,18 @@
 //! The blocks of all sequences.
 //!
-//! A block is one tile of one head. Layers with equal head dimensions share a pool. The store reserves address space
-//! for its capacity; memory is taken when a block is first used. A sequence that is dropped leaves its blocks in a
-//! return list, and the store takes them back when it next hands out or counts.
+//! A block holds one plane (keys or values) of one tile of one head, as bf16 rows or in some codec's encoding. Blocks of one
+//! size share a pool; a pool reserves address space for its capacity, and memory is taken when a block is first used. What
+//! holds a block knows it by its handle only, so a block may have several holders (shared prefixes, layers that share what
+//! they store) and may move. A sequence that is dropped leaves its blocks in a return list, and the store takes them back
+//! when it next hands out or counts.
 
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use kvik_kernels::attention::{TILE_TOKENS, TileShape};
-use kvik_memory::{BlockId, BlockPool, Owner, PoolExhausted};
+use kvik_kernels::attention::{PlaneKind, TILE_TOKENS};
+use kvik_memory::{BlockId, BlockPool, BlockWriter, Owner, PoolExhausted};
 
 use crate::{KvShape, LayerShape, SequenceCache};
 
@@ -29,15 +31,58 @@ pub enum KvStoreError {
     },
 }
 
-/// A block and the pool that it belongs to.
-pub(crate) type PooledBlock = (usize, BlockId);
+/// Why a cache cannot do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The store has no room.
+    #[error("the KV cache is full: {0}")]
+    Full(#[from] PoolExhausted),
+    /// The system refused address space for blocks of another size.
+    #[error(transparent)]
+    Store(#[from] KvStoreError),
+    /// A method of the pipeline cannot go on.
+    #[error("{method}: {reason}")]
+    Method {
+        /// Its name.
+        method: &'static str,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// An exported cache cannot be read.
+    #[error("the exported cache cannot be used: {0}")]
+    Import(String),
+    /// Reading or writing failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was to be read or written.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Handle of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Block(u32);
+
+/// Index of the pool that holds blocks of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SizeClass(u16);
+
+/// Where a block lies and who holds it.
+#[derive(Clone, Copy)]
+struct Entry {
+    class: SizeClass,
+    holders: u32,
+    place: BlockId,
+}
 
 /// Blocks that dropped sequences left behind.
 #[derive(Clone, Default)]
-pub(crate) struct ReturnList(Arc<Mutex<Vec<PooledBlock>>>);
+pub(crate) struct ReturnList(Arc<Mutex<Vec<Block>>>);
 
 impl ReturnList {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<PooledBlock>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vec<Block>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
@@ -45,16 +90,16 @@ impl ReturnList {
 /// Storage of cached keys and values.
 pub struct KvStore {
     shape: KvShape,
-    pools: Vec<Pool>,
-    /// Per layer, the index of its pool.
-    layer_pools: Vec<usize>,
+    pools: Vec<BlockPool>,
+    /// By handle; a handle that is not in use stands in `free`.
+    table: Vec<Option<Entry>>,
+    free: Vec<Block>,
+    /// Per layer, where its planes' bf16 rows go.
+    classes: Vec<[SizeClass; 2]>,
+    /// Planes of all sequences that fill their context.
+    most_planes: usize,
     capacity_tokens: usize,
     returned: ReturnList,
-}
-
-struct Pool {
-    tile: TileShape,
-    blocks: BlockPool,
 }
 
 impl KvStore {
@@ -69,29 +114,40 @@ impl KvStore {
         capacity_tokens: usize,
         step_tokens: usize,
     ) -> Result<Self, KvStoreError> {
-        let mut tiles: Vec<(TileShape, usize)> = Vec::new();
-        let mut layer_pools = Vec::with_capacity(shape.layers.len());
+        let mut sizes: Vec<(usize, usize)> = Vec::new();
+        let mut classes = Vec::with_capacity(shape.layers.len());
         for layer in &shape.layers {
             let kept = layer.window.map_or(capacity_tokens, |window| {
                 // A window and a step may each start and end inside a tile.
                 capacity_tokens.min(window.saturating_add(step_tokens).saturating_add(TILE_TOKENS))
             });
-            let blocks = sequences.saturating_mul(layer.kv_heads).saturating_mul(kept.div_ceil(TILE_TOKENS));
-            let pool = tiles.iter().position(|(tile, _)| *tile == layer.tile()).unwrap_or_else(|| {
-                tiles.push((layer.tile(), 0));
-                tiles.len() - 1
-            });
-            tiles[pool].1 = tiles[pool].1.saturating_add(blocks);
-            layer_pools.push(pool);
+            // A method may put a segment of its own in front of the growing one, whose last tile is another.
+            let tiles = kept.div_ceil(TILE_TOKENS).saturating_add(1);
+            let blocks = sequences.saturating_mul(layer.kv_heads).saturating_mul(tiles);
+            classes.push([PlaneKind::Keys, PlaneKind::Values].map(|plane| {
+                let bytes = plane_bytes(layer, plane);
+                let class = sizes.iter().position(|(size, _)| *size == bytes).unwrap_or_else(|| {
+                    sizes.push((bytes, 0));
+                    sizes.len() - 1
+                });
+                sizes[class].1 = sizes[class].1.saturating_add(blocks);
+                SizeClass(class as u16)
+            }));
         }
-        let pools = tiles.into_iter().map(|(tile, blocks)| {
-            let bytes = tile.tile_bytes().saturating_mul(blocks);
-            BlockPool::reserve(tile.tile_bytes(), blocks, Owner::KvCache)
-                .map(|blocks| Pool { tile, blocks })
-                .map_err(|source| KvStoreError::Reserve { bytes, source })
-        });
-        let pools = pools.collect::<Result<_, _>>()?;
-        Ok(Self { shape, pools, layer_pools, capacity_tokens, returned: ReturnList::default() })
+        let most_planes = sizes.iter().fold(0usize, |sum, (_, blocks)| sum.saturating_add(*blocks));
+        let pools =
+            sizes.into_iter().map(|(bytes, blocks)| reserve(bytes, blocks)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            shape,
+            pools,
+            // Twice as many handles as planes: what is rewritten stands beside its new form for a moment.
+            table: Vec::with_capacity(most_planes.saturating_mul(2).min(1 << 24)),
+            free: Vec::with_capacity(most_planes.saturating_mul(2).min(1 << 24)),
+            classes,
+            most_planes,
+            capacity_tokens,
+            returned: ReturnList::default(),
+        })
     }
 
     /// What this store caches.
@@ -104,61 +160,184 @@ impl KvStore {
         self.capacity_tokens
     }
 
-    /// A new, empty sequence.
+    /// A new, empty sequence that keeps every token as it is.
     pub fn sequence(&self) -> SequenceCache {
-        SequenceCache::new(self, self.returned.clone())
+        SequenceCache::new(self, self.returned.clone(), Vec::new())
+    }
+
+    /// A new, empty sequence whose cache the methods of `pipeline` rewrite.
+    ///
+    /// # Errors
+    /// [`CacheError::Method`] if a method does not fit this model.
+    pub fn sequence_with(&self, pipeline: &crate::Pipeline) -> Result<SequenceCache, CacheError> {
+        Ok(SequenceCache::new(self, self.returned.clone(), pipeline.methods(&self.shape)?))
     }
 
     /// Bytes of the blocks in use.
     pub fn used_bytes(&self) -> usize {
-        let used: usize = self.pools.iter().map(|pool| pool.blocks.used_bytes()).sum();
-        let returned: usize = self.returned.lock().iter().map(|&(pool, _)| self.block_bytes(pool)).sum();
+        let used: usize = self.pools.iter().map(|pool| pool.used_bytes()).sum();
+        // A block in the return list is free once every holder has left.
+        let mut leaving: Vec<Block> = self.returned.lock().clone();
+        leaving.sort_unstable_by_key(|block| block.0);
+        let returned: usize = leaving
+            .chunk_by(|a, b| a == b)
+            .filter(|holders| self.entry(holders[0]).holders as usize == holders.len())
+            .map(|holders| self.block_bytes(holders[0]))
+            .sum();
         used - returned
+    }
+
+    /// Gives the pages of free blocks back to the system, so that the process shrinks with the cache.
+    pub fn trim(&mut self) {
+        self.take_back();
+        self.pools.iter_mut().for_each(BlockPool::trim);
     }
 
     pub(crate) fn layer(&self, layer: usize) -> LayerShape {
         self.shape.layers[layer]
     }
 
-    pub(crate) fn pool_of(&self, layer: usize) -> usize {
-        self.layer_pools[layer]
+    /// Where a layer's bf16 rows go.
+    pub(crate) fn class_of(&self, layer: usize, plane: PlaneKind) -> SizeClass {
+        self.classes[layer][plane as usize]
     }
 
-    pub(crate) fn block_bytes(&self, pool: usize) -> usize {
-        self.pools[pool].blocks.block_bytes()
+    /// Where blocks of `bytes` go.
+    ///
+    /// # Errors
+    /// [`KvStoreError::Reserve`] if there is no pool of that size yet, and no address space for one.
+    pub(crate) fn class_for(&mut self, bytes: usize) -> Result<SizeClass, KvStoreError> {
+        let bytes = bytes.next_multiple_of(64);
+        let found = self.pools.iter().position(|pool| pool.block_bytes() == bytes);
+        let class = match found {
+            Some(class) => class,
+            None => {
+                self.pools.push(reserve(bytes, self.most_planes)?);
+                self.pools.len() - 1
+            }
+        };
+        Ok(SizeClass(class as u16))
     }
 
-    /// Takes a block whose numbers are all finite.
-    pub(crate) fn take(&mut self, pool: usize) -> Result<BlockId, PoolExhausted> {
-        for (pool, block) in self.returned.lock().drain(..) {
-            self.pools[pool].blocks.give_back(block);
+    /// Takes a block of zeros, with one holder.
+    pub(crate) fn take(&mut self, class: SizeClass) -> Result<Block, PoolExhausted> {
+        self.take_back();
+        let pool = &mut self.pools[class.0 as usize];
+        let place = pool.take()?;
+        pool.block_mut(place).fill(0);
+        let entry = Some(Entry { class, holders: 1, place });
+        if let Some(block) = self.free.pop() {
+            self.table[block.0 as usize] = entry;
+            return Ok(block);
         }
-        let blocks = &mut self.pools[pool].blocks;
-        let block = blocks.take()?;
-        blocks.block_mut(block).fill(0);
-        Ok(block)
+        self.table.push(entry);
+        Ok(Block(self.table.len() as u32 - 1))
     }
 
-    pub(crate) fn give_back(&mut self, pool: usize, block: BlockId) {
-        self.pools[pool].blocks.give_back(block);
+    /// One more holder.
+    pub(crate) fn share(&mut self, block: Block) -> Block {
+        self.entry_mut(block).holders += 1;
+        block
     }
 
-    pub(crate) fn blocks_mut(&mut self, pool: usize) -> &mut BlockPool {
-        &mut self.pools[pool].blocks
+    /// One holder less; the last one's leaving frees the block.
+    pub(crate) fn release(&mut self, block: Block) {
+        let entry = self.entry_mut(block);
+        entry.holders -= 1;
+        if entry.holders == 0 {
+            let Entry { class, place, .. } = *entry;
+            self.pools[class.0 as usize].give_back(place);
+            self.table[block.0 as usize] = None;
+            self.free.push(block);
+        }
     }
 
-    /// Keys and values of a block.
-    pub(crate) fn tile(&self, pool: usize, block: BlockId) -> (&[u16], &[u16]) {
-        let Pool { tile, blocks } = &self.pools[pool];
-        let numbers: &[u16] = bytemuck::cast_slice(blocks.block(block));
-        let (keys, values) = numbers.split_at(tile.key_len());
-        (keys, &values[..tile.value_len()])
+    /// `block` itself if nobody else holds it, otherwise a copy in its place.
+    pub(crate) fn owned(&mut self, block: Block) -> Result<Block, PoolExhausted> {
+        let Entry { class, holders, place } = *self.entry(block);
+        if holders == 1 {
+            return Ok(block);
+        }
+        let copy = self.take(class)?;
+        let target = self.entry(copy).place;
+        self.pools[class.0 as usize].copy(place, target);
+        self.release(block);
+        Ok(copy)
+    }
+
+    /// How many hold a block.
+    pub(crate) fn holders(&self, block: Block) -> usize {
+        self.entry(block).holders as usize
+    }
+
+    pub(crate) fn block_bytes(&self, block: Block) -> usize {
+        self.pools[self.entry(block).class.0 as usize].block_bytes()
+    }
+
+    pub(crate) fn bytes(&self, block: Block) -> &[u8] {
+        let Entry { class, place, .. } = *self.entry(block);
+        self.pools[class.0 as usize].block(place)
+    }
+
+    pub(crate) fn bytes_mut(&mut self, block: Block) -> &mut [u8] {
+        let Entry { class, place, .. } = *self.entry(block);
+        self.pools[class.0 as usize].block_mut(place)
+    }
+
+    /// The bf16 rows of a plane.
+    pub(crate) fn rows(&self, block: Block, len: usize) -> &[u16] {
+        &bytemuck::cast_slice(self.bytes(block))[..len]
+    }
+
+    pub(crate) fn rows_mut(&mut self, block: Block, len: usize) -> &mut [u16] {
+        &mut bytemuck::cast_slice_mut(self.bytes_mut(block))[..len]
+    }
+
+    /// Lets several threads write, each to its own blocks.
+    pub(crate) fn writer(&mut self) -> StoreWriter<'_> {
+        StoreWriter { table: &self.table, pools: BlockWriter::new(&mut self.pools) }
+    }
+
+    /// Takes back what dropped sequences left.
+    fn take_back(&mut self) {
+        let returned = self.returned.clone();
+        for block in returned.lock().drain(..) {
+            self.release(block);
+        }
+    }
+
+    fn entry(&self, block: Block) -> &Entry {
+        self.table[block.0 as usize].as_ref().expect("a holder's block is in the table")
+    }
+
+    fn entry_mut(&mut self, block: Block) -> &mut Entry {
+        self.table[block.0 as usize].as_mut().expect("a holder's block is in the table")
     }
 }
 
-/// Keys and values of a block's bytes, to write.
-pub(crate) fn tile_mut(tile: TileShape, block: &mut [u8]) -> (&mut [u16], &mut [u16]) {
-    let numbers: &mut [u16] = bytemuck::cast_slice_mut(block);
-    let (keys, values) = numbers.split_at_mut(tile.key_len());
-    (keys, &mut values[..tile.value_len()])
+/// Write access to the blocks of a store, shared by threads.
+pub(crate) struct StoreWriter<'a> {
+    table: &'a [Option<Entry>],
+    pools: BlockWriter<'a>,
+}
+
+impl StoreWriter<'_> {
+    /// Runs `write` on the first `len` numbers of a block.
+    pub(crate) fn with_rows<R>(&self, block: Block, len: usize, write: impl FnOnce(&mut [u16]) -> R) -> R {
+        let entry = self.table[block.0 as usize].as_ref().expect("a holder's block is in the table");
+        self.pools.with_block_of(entry.class.0 as usize, entry.place, |bytes| {
+            write(&mut bytemuck::cast_slice_mut(bytes)[..len])
+        })
+    }
+}
+
+fn reserve(bytes: usize, blocks: usize) -> Result<BlockPool, KvStoreError> {
+    let all = bytes.saturating_mul(blocks);
+    BlockPool::reserve(bytes, blocks, Owner::KvCache)
+        .map_err(|source| KvStoreError::Reserve { bytes: all, source })
+}
+
+/// Bytes of a plane of bf16 rows, as its block has them.
+fn plane_bytes(layer: &LayerShape, plane: PlaneKind) -> usize {
+    (2 * layer.tile().plane(plane).1).next_multiple_of(64)
 }

@@ -31,9 +31,12 @@ const KEY_DIM: usize = 6;
 const VALUE_DIM: usize = 10;
 
 fn shape(window: Option<usize>) -> KvShape {
-    KvShape {
-        layers: vec![LayerShape { kv_heads: KV_HEADS, key_dim: KEY_DIM, value_dim: VALUE_DIM, window }],
-    }
+    KvShape::unrotated(vec![LayerShape {
+        kv_heads: KV_HEADS,
+        key_dim: KEY_DIM,
+        value_dim: VALUE_DIM,
+        window,
+    }])
 }
 
 fn attention_shape(window: Option<usize>) -> AttentionShape {
@@ -94,9 +97,9 @@ fn step_as(
     let mut out = vec![0.0; n * HEADS * VALUE_DIM];
     let batch = Batch(vec![(cache, 0..n)], phase);
     let queries = rows(3, range, HEADS * KEY_DIM);
-    let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
+    let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out, log_sum_exp: None };
     attend(pool, store, &batch, 0, &attention_shape(window), rows, scratch);
-    cache.commit(store, n);
+    cache.commit(pool, store, n, phase).unwrap();
     out
 }
 
@@ -226,7 +229,7 @@ fn a_batch_of_sequences_gives_each_what_it_gets_alone() {
     let queries: Vec<f32> = lengths.iter().flat_map(|&len| rows(3, len - 1..len, HEADS * KEY_DIM)).collect();
     let positions: Vec<u32> = lengths.iter().map(|&len| len as u32 - 1).collect();
     let mut out = vec![0.0; 3 * HEADS * VALUE_DIM];
-    let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
+    let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out, log_sum_exp: None };
     attend(&pool, &store, &batch, 0, &attention_shape(None), rows, &mut scratch);
     assert_eq!(out, alone.concat());
 }

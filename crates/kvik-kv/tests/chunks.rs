@@ -56,7 +56,7 @@ fn run(phase: Phase, threads: usize, chunks: &[usize], heads: Heads) -> Vec<u32>
     };
     let total: usize = chunks.iter().sum();
     let pool = ThreadPool::new(threads);
-    let kv_shape = KvShape { layers: vec![layer] };
+    let kv_shape = KvShape::unrotated(vec![layer]);
     let mut store = KvStore::new(kv_shape, 1, total, chunks.iter().copied().max().unwrap_or(1)).unwrap();
     let mut cache = store.sequence();
     let mut scratch = AttentionScratch::new(threads, &shape, total);
@@ -69,9 +69,10 @@ fn run(phase: Phase, threads: usize, chunks: &[usize], heads: Heads) -> Vec<u32>
         let positions: Vec<u32> = range.clone().map(|p| p as u32).collect();
         let queries = rows(3, range, heads * dim);
         let mut out = vec![0.0; chunk * heads * dim];
-        let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
+        let rows =
+            AttentionRows { queries: &queries, positions: &positions, out: &mut out, log_sum_exp: None };
         attend(&pool, &store, &One(&cache, chunk, phase), 0, &shape, rows, &mut scratch);
-        cache.commit(&mut store, chunk);
+        cache.commit(&pool, &mut store, chunk, phase).unwrap();
         all.extend(out.iter().map(|x| x.to_bits()));
     }
     all

@@ -83,9 +83,25 @@ impl BlockPool {
         &mut self.memory[start..start + self.block_bytes]
     }
 
+    /// Copies the bytes of one block to another.
+    pub fn copy(&mut self, from: BlockId, to: BlockId) {
+        let from = from.0 as usize * self.block_bytes;
+        self.memory.copy_within(from..from + self.block_bytes, to.0 as usize * self.block_bytes);
+    }
+
+    /// Gives the whole pages of free blocks back to the system. They cost memory again from their next use on.
+    pub fn trim(&mut self) {
+        let mut free: Vec<usize> = self.free.iter().map(|block| block.0 as usize).collect();
+        free.sort_unstable();
+        for run in free.chunk_by(|a, b| a + 1 == *b) {
+            let start = run[0] * self.block_bytes;
+            self.memory.discard(start..start + run.len() * self.block_bytes);
+        }
+    }
+
     /// Lets several threads write, each to the block that it holds.
     pub fn writer(&mut self) -> BlockWriter<'_> {
-        BlockWriter { pool: self }
+        BlockWriter { pools: std::slice::from_mut(self) }
     }
 
     /// Size of each block in bytes.
@@ -109,31 +125,45 @@ impl BlockPool {
     }
 }
 
-/// Exclusive access to a pool, shared by threads that write to different blocks.
+/// Exclusive access to some pools, shared by threads that write to different blocks.
 pub struct BlockWriter<'a> {
-    pool: &'a mut BlockPool,
+    pools: &'a mut [BlockPool],
 }
 
-impl BlockWriter<'_> {
-    /// Runs `write` on the bytes of a block.
+impl<'a> BlockWriter<'a> {
+    /// Access to all of `pools`.
+    pub fn new(pools: &'a mut [BlockPool]) -> Self {
+        Self { pools }
+    }
+
+    /// Runs `write` on the bytes of a block of the first pool.
     ///
     /// # Panics
     /// If another call holds the same block.
     pub fn with_block<R>(&self, block: BlockId, write: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.with_block_of(0, block, write)
+    }
+
+    /// Runs `write` on the bytes of a block of the pool at index `pool`.
+    ///
+    /// # Panics
+    /// If another call holds the same block, or there is no such pool.
+    pub fn with_block_of<R>(&self, pool: usize, block: BlockId, write: impl FnOnce(&mut [u8]) -> R) -> R {
         struct Hold<'a>(&'a AtomicBool);
         impl Drop for Hold<'_> {
             fn drop(&mut self) {
                 self.0.store(false, Release);
             }
         }
-        let held = &self.pool.held[block.0 as usize];
+        let pool = &self.pools[pool];
+        let held = &pool.held[block.0 as usize];
         assert!(!held.swap(true, Acquire), "two threads write to one block");
         let _hold = Hold(held);
-        let (start, len) = (block.0 as usize * self.pool.block_bytes, self.pool.block_bytes);
+        let (start, len) = (block.0 as usize * pool.block_bytes, pool.block_bytes);
         // SAFETY: the range is in bounds, for `held` has one entry for each block of the reservation. The writer
-        // borrows the pool exclusively, `held` keeps every other call off this block until the reference is gone, and
+        // borrows the pools exclusively, `held` keeps every other call off this block until the reference is gone, and
         // nobody makes a reference to the whole reservation meanwhile.
-        write(unsafe { std::slice::from_raw_parts_mut(self.pool.memory.as_ptr().add(start), len) })
+        write(unsafe { std::slice::from_raw_parts_mut(pool.memory.as_ptr().add(start), len) })
     }
 }
 

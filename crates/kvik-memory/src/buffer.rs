@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     ptr::NonNull,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
@@ -58,6 +58,25 @@ impl Buffer {
         };
         counters::charge(owner, len);
         Ok(Self { start, len, owner, _mapping: mapping })
+    }
+
+    /// Gives the whole pages inside `range` back to the system; their bytes may be zero from now on. Does nothing where the
+    /// system knows no such call.
+    pub fn discard(&mut self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len);
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: a plain query.
+            let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+            let address = self.start.as_ptr() as usize;
+            let first = (address + range.start).next_multiple_of(page);
+            let end = (address + range.end) / page * page;
+            if first < end {
+                // SAFETY: the pages lie inside this buffer, which is anonymous memory that nobody else has and `&mut self`
+                // makes exclusive; zeroed bytes are valid bytes. A failure leaves them as they were.
+                unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_DONTNEED) };
+            }
+        }
     }
 
     /// First byte, for kernels that write disjoint parts from several threads.

@@ -1,10 +1,9 @@
 //! A language model: from tokens to logits.
 
-use std::cell::Cell;
+use std::{cell::Cell, sync::Arc};
 
 use kvik_kernels::{ThreadPool, attention::AttentionShape};
-use kvik_kv::{KvShape, KvStore};
-use kvik_memory::PoolExhausted;
+use kvik_kv::{CacheError, KvShape, KvStore};
 
 use crate::{
     Checkpoint,
@@ -35,7 +34,7 @@ pub enum ModelError {
     Build(#[from] BuildError),
 }
 
-/// Why a forward pass cannot run. The caches are as they were.
+/// Why a forward pass cannot run. The caches are as they were, unless a method of theirs failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
     /// A token that the model does not have.
@@ -56,9 +55,10 @@ pub enum ForwardError {
         /// Tokens that it can have.
         context: usize,
     },
-    /// The store has no room.
-    #[error("the KV cache is full: {0}")]
-    CacheFull(#[from] PoolExhausted),
+    /// The store has no room, or a method of the sequence's pipeline cannot go on. In the latter case the tokens may be in the
+    /// cache already.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
 }
 
 /// What a model is, for people and for planning.
@@ -105,6 +105,8 @@ impl Model {
         let weights = Weights::new(checkpoint, pool, architecture.names, &loaded);
         let network = (architecture.build)(&settings, &weights)?;
         let layers: Vec<_> = network.attention_layers().iter().map(|layer| layer.cache_shape()).collect();
+        let rotary =
+            (0..layers.len()).map(|layer| Some(Arc::new(network.rope(layer)?.rotary().clone()))).collect();
         let config = ModelConfig {
             architecture: architecture.name,
             layers: layers.len(),
@@ -113,7 +115,7 @@ impl Model {
             trained_context,
             position_limit: network.position_limit(),
         };
-        Ok(Self { network, config, kv_shape: KvShape { layers }, step_weights: loaded.get() })
+        Ok(Self { network, config, kv_shape: KvShape { layers, rotary }, step_weights: loaded.get() })
     }
 
     /// What the model is.
@@ -174,7 +176,7 @@ impl Model {
         }
         let mut pass = Pass::new(pool, workspace, store, spans);
         let logits = self.network.forward(&mut pass);
-        pass.commit();
+        pass.commit()?;
         Ok(logits)
     }
 

@@ -85,6 +85,10 @@ impl LanguageModel for Bigram {
         Ok(logits)
     }
 
+    fn end_of_prompt(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     fn truncate(&mut self, tokens: usize) -> usize {
         let forgets_all = tokens < self.cached.len() && self.cached.len() - tokens > self.window;
         self.cached.truncate(if forgets_all { 0 } else { tokens });

@@ -45,6 +45,10 @@ impl LanguageModel for BoundModel<'_> {
         Ok(model.forward(self.pool, workspace, store, &mut [span])?)
     }
 
+    fn end_of_prompt(&mut self) -> Result<(), EngineError> {
+        Ok(self.cache.end_of_prompt(self.pool, &mut self.local.store)?)
+    }
+
     fn truncate(&mut self, tokens: usize) -> usize {
         self.cache.truncate(&mut self.local.store, tokens)
     }

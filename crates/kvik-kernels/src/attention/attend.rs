@@ -9,7 +9,7 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use super::amx::Blocks;
 use super::{
-    Partials, Queries, Reach, Tile, TileShape, fold,
+    Partials, Queries, Reach, StoredTile, TileBuffer, TileShape, fold,
     items::{Item, Items, Kernel, SequenceRows, least_items},
     pack_query,
     scratch::{AttentionScratch, DisjointRows, PackedRows, ThreadScratch},
@@ -59,7 +59,7 @@ pub trait CachedTiles: Sync {
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize;
 
     /// A tile of a head, or `None` if it was dropped.
-    fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<Tile<'_>>;
+    fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>>;
 }
 
 struct Call<'a> {
@@ -69,6 +69,7 @@ struct Call<'a> {
     positions: &'a [u32],
     cache: &'a dyn CachedTiles,
     out: Disjoint<'a, f32>,
+    log_sum_exp: Option<Disjoint<'a, f32>>,
 }
 
 /// The query rows of a batch and where their results go.
@@ -79,6 +80,9 @@ pub struct AttentionRows<'a> {
     pub positions: &'a [u32],
     /// `[rows, heads, value_dim]`.
     pub out: &'a mut [f32],
+    /// `[rows, heads]`, if wanted: the log of the sum of the exponentials of each query's scores, with which
+    /// [`super::column_sums`] makes probabilities of scores.
+    pub log_sum_exp: Option<&'a mut [f32]>,
 }
 
 /// Attention of all query rows of a batch.
@@ -93,10 +97,11 @@ pub fn attend(
     cache: &dyn CachedTiles,
     scratch: &mut AttentionScratch,
 ) {
-    let AttentionRows { queries, positions, out } = rows;
+    let AttentionRows { queries, positions, out, log_sum_exp } = rows;
     assert!(shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads));
     assert_eq!(queries.len(), positions.len() * shape.heads * shape.tile.key_dim);
     assert_eq!(out.len(), positions.len() * shape.heads * shape.tile.value_dim);
+    assert!(log_sum_exp.as_ref().is_none_or(|lse| lse.len() == positions.len() * shape.heads));
     scratch.fit(shape);
     let AttentionScratch { threads, sequences, spans: span_rows } = scratch;
     // That items write disjoint rows must not hang on `cache` giving the same answer twice: the ranges are copied.
@@ -121,7 +126,8 @@ pub fn attend(
     let longest = heads.clone().map(|(sequence, kv_head)| cache.tiles(sequence, kv_head)).max().unwrap_or(0);
     let spans = heads.map(|(sequence, kv_head)| spans_of(sequence, kv_head)).max().unwrap_or(0);
 
-    let call = Call { isa, shape, queries, positions, cache, out: Disjoint::new(out) };
+    let (out, log_sum_exp) = (Disjoint::new(out), log_sum_exp.map(Disjoint::new));
+    let call = Call { isa, shape, queries, positions, cache, out, log_sum_exp };
     let item_rows = (0..count).map(|index| items.get(index).rows.len() * shape.group()).max().unwrap_or(0);
     let cut = count < least_items(pool.threads()) && spans > 1 && item_rows <= CUT_ROWS.max(shape.group());
     let threads = &threads[..];
@@ -149,7 +155,8 @@ pub fn attend(
             // SAFETY: each index is handed out once, and its rows overlap no other index's.
             let mut partial = unsafe { partials.rows(start..start + rows) };
             call.pack(&item, &mut scratch.packed);
-            call.fold_span(&item, index % spans, &mut scratch.packed, &mut partial);
+            let ThreadScratch { packed, decoded, .. } = &mut *scratch;
+            call.fold_span(&item, index % spans, packed, decoded, &mut partial);
         }
     });
     let total = &mut threads[0].lock().unwrap_or_else(|poisoned| poisoned.into_inner()).total;
@@ -172,20 +179,21 @@ impl Call<'_> {
         self.pack(item, &mut scratch.packed);
         let (rows, stride) = (item.rows.len() * self.shape.group(), self.shape.tile.value_stride());
         let spans = self.cache.tiles(item.sequence, item.kv_head).div_ceil(item.kernel.span_tiles());
-        let ThreadScratch { packed, piece, total } = scratch;
+        let ThreadScratch { packed, piece, total, decoded } = scratch;
         #[cfg(target_arch = "x86_64")]
         if item.kernel != Kernel::Rows && spans == 1 {
             // To merge a single piece would change nothing.
-            self.fold_blocks(item, 0, &mut packed.blocks);
+            self.fold_blocks(item, 0, &mut packed.blocks, decoded);
             // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
             self.write_rows(item, |row, out| unsafe { packed.blocks.finish(row, out) });
+            self.write_log_sum_exp(item, |row| packed.blocks.log_sum_exp(row));
             return;
         }
         let mut total = total.rows(0..rows, stride);
         total.reset();
         for span in 0..spans {
             let mut piece = piece.rows(0..rows, stride);
-            self.fold_span(item, span, packed, &mut piece);
+            self.fold_span(item, span, packed, decoded, &mut piece);
             total.merge(&piece);
         }
         self.write(item, &total);
@@ -220,11 +228,18 @@ impl Call<'_> {
     }
 
     /// Folds one span of tiles into a fresh partial.
-    fn fold_span(&self, item: &Item, span: usize, packed: &mut PackedRows, partial: &mut Partials<'_>) {
+    fn fold_span(
+        &self,
+        item: &Item,
+        span: usize,
+        packed: &mut PackedRows,
+        decoded: &mut TileBuffer,
+        partial: &mut Partials<'_>,
+    ) {
         let rows = partial.max.len();
         #[cfg(target_arch = "x86_64")]
         if item.kernel != Kernel::Rows {
-            self.fold_blocks(item, span, &mut packed.blocks);
+            self.fold_blocks(item, span, &mut packed.blocks, decoded);
             for row in 0..rows {
                 // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
                 unsafe { packed.blocks.export(row, partial) };
@@ -239,20 +254,26 @@ impl Call<'_> {
         };
         let mut tiles = self.tiles(item, span).peekable();
         while let Some(tile) = tiles.next() {
-            fold(self.isa, self.shape.tile, &queries, &tile, tiles.peek(), partial);
+            let next = tiles.peek();
+            if let Some(next) = next {
+                next.fetch();
+            }
+            let next_keys = next.map_or(&[][..], StoredTile::plain_keys);
+            let tile = tile.decode(self.shape.tile, decoded);
+            fold(self.isa, self.shape.tile, &queries, &tile, next_keys, partial);
         }
     }
 
     /// Folds one span of tiles into blocks that hold nothing else.
     #[cfg(target_arch = "x86_64")]
-    fn fold_blocks(&self, item: &Item, span: usize, blocks: &mut Blocks) {
+    fn fold_blocks(&self, item: &Item, span: usize, blocks: &mut Blocks, decoded: &mut TileBuffer) {
         blocks.reset();
         // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
-        unsafe { blocks.fold(self.tiles(item, span)) };
+        unsafe { blocks.fold(self.tiles(item, span), decoded) };
     }
 
     /// The tiles of a span that some row of an item may see.
-    fn tiles(&self, item: &Item, span: usize) -> impl Iterator<Item = Tile<'_>> {
+    fn tiles(&self, item: &Item, span: usize) -> impl Iterator<Item = StoredTile<'_>> {
         let (mut first, mut last) = (u32::MAX, 0);
         for &position in &self.positions[item.rows.clone()] {
             let range = self.shape.reach.range(position);
@@ -267,6 +288,21 @@ impl Call<'_> {
 
     fn write(&self, item: &Item, total: &Partials<'_>) {
         self.write_rows(item, |row, out| total.finish(row, out));
+        self.write_log_sum_exp(item, |row| total.log_sum_exp(row));
+    }
+
+    /// Lets `of` say the log-sum-exp of each row of an item, if it is wanted.
+    fn write_log_sum_exp(&self, item: &Item, of: impl Fn(usize) -> f32) {
+        let Some(log_sum_exp) = &self.log_sum_exp else { return };
+        let group = self.shape.group();
+        for (token, row) in item.rows.clone().enumerate() {
+            let start = row * self.shape.heads + item.kv_head * group;
+            // SAFETY: the part belongs to this row and these heads, as in `write_rows`.
+            let out = unsafe { log_sum_exp.slice(start..start + group) };
+            for (member, out) in out.iter_mut().enumerate() {
+                *out = of(token * group + member);
+            }
+        }
     }
 
     /// Lets `finish` write each row of an item to its place in the output.

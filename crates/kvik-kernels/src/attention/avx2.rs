@@ -52,38 +52,8 @@ unsafe fn fold_rows<const R: usize>(
     if visible.iter().all(|&bits| bits == 0) {
         return;
     }
-    let pairs = shape.key_pairs();
-
-    let mut scores = [[0f32; TILE_TOKENS]; R];
-    let query: [&[u32]; R] = std::array::from_fn(|r| &queries.packed[(first + r) * pairs..][..pairs]);
-    for group in 0..tile.len.div_ceil(GROUP_TOKENS) {
-        let mut sums = [[_mm256_setzero_ps(); 2]; R];
-        for pair in 0..pairs {
-            for half in 0..2 {
-                // SAFETY: the keys have `pairs` × 16 i32 for each group of the tile.
-                let keys = unsafe {
-                    let start = ((group * pairs + pair) * GROUP_TOKENS + 8 * half) * 2;
-                    _mm256_loadu_si256(tile.keys.as_ptr().add(start).cast())
-                };
-                let (even, odd) = widen(keys);
-                for r in 0..R {
-                    let q = query[r][pair];
-                    sums[r][half] = _mm256_fmadd_ps(even, _mm256_set1_ps(from_bf16(q as u16)), sums[r][half]);
-                    sums[r][half] =
-                        _mm256_fmadd_ps(odd, _mm256_set1_ps(from_bf16((q >> 16) as u16)), sums[r][half]);
-                }
-            }
-        }
-        for r in 0..R {
-            for half in 0..2 {
-                // SAFETY: `group * 16 + 8 * half + 8` is at most TILE_TOKENS.
-                unsafe {
-                    let start = group * GROUP_TOKENS + 8 * half;
-                    _mm256_storeu_ps(scores[r].as_mut_ptr().add(start), sums[r][half]);
-                }
-            }
-        }
-    }
+    // SAFETY: the caller's promise.
+    let mut scores = unsafe { score_rows::<R>(shape, queries, tile, first) };
 
     let mut rescale = [1.0f32; R];
     for r in 0..R {
@@ -127,6 +97,80 @@ unsafe fn fold_rows<const R: usize>(
             for r in 0..R {
                 _mm256_storeu_ps(acc.add(r * stride), sums[r]);
             }
+        }
+    }
+}
+
+/// Scores of rows `first..first + R`, without bias.
+///
+/// # Safety
+/// As [`fold_rows`].
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn score_rows<const R: usize>(
+    shape: TileShape,
+    queries: &Queries<'_>,
+    tile: &Tile<'_>,
+    first: usize,
+) -> [[f32; TILE_TOKENS]; R] {
+    let pairs = shape.key_pairs();
+
+    let mut scores = [[0f32; TILE_TOKENS]; R];
+    let query: [&[u32]; R] = std::array::from_fn(|r| &queries.packed[(first + r) * pairs..][..pairs]);
+    for group in 0..tile.len.div_ceil(GROUP_TOKENS) {
+        let mut sums = [[_mm256_setzero_ps(); 2]; R];
+        for pair in 0..pairs {
+            for half in 0..2 {
+                // SAFETY: the keys have `pairs` × 16 i32 for each group of the tile.
+                let keys = unsafe {
+                    let start = ((group * pairs + pair) * GROUP_TOKENS + 8 * half) * 2;
+                    _mm256_loadu_si256(tile.keys.as_ptr().add(start).cast())
+                };
+                let (even, odd) = widen(keys);
+                for r in 0..R {
+                    let q = query[r][pair];
+                    sums[r][half] = _mm256_fmadd_ps(even, _mm256_set1_ps(from_bf16(q as u16)), sums[r][half]);
+                    sums[r][half] =
+                        _mm256_fmadd_ps(odd, _mm256_set1_ps(from_bf16((q >> 16) as u16)), sums[r][half]);
+                }
+            }
+        }
+        for r in 0..R {
+            for half in 0..2 {
+                // SAFETY: `group * 16 + 8 * half + 8` is at most TILE_TOKENS.
+                unsafe {
+                    let start = group * GROUP_TOKENS + 8 * half;
+                    _mm256_storeu_ps(scores[r].as_mut_ptr().add(start), sums[r][half]);
+                }
+            }
+        }
+    }
+    scores
+}
+
+/// See [`super::column_sums`].
+///
+/// # Safety
+/// As [`fold`]; `log_sum_exp` has an entry for each query row, `columns` has [`TILE_TOKENS`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn add_columns(
+    shape: TileShape,
+    queries: &Queries<'_>,
+    log_sum_exp: &[f32],
+    tile: &Tile<'_>,
+    columns: &mut [f32],
+) {
+    for (row, &position) in queries.positions.iter().enumerate() {
+        let visible = tile.visible(queries.reach, position);
+        if visible == 0 {
+            continue;
+        }
+        // SAFETY: the same contract as this function's.
+        let [scores] = unsafe { score_rows::<1>(shape, queries, tile, row) };
+        for token in 0..TILE_TOKENS {
+            let score = scores[token] + tile.bias.map_or(0.0, |bias| bias[token]);
+            let weight = exp_lane(score - log_sum_exp[row]);
+            columns[token] += if visible >> token & 1 == 1 { weight } else { 0.0 };
         }
     }
 }

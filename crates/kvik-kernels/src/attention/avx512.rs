@@ -21,7 +21,7 @@ pub(super) unsafe fn fold(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next: Option<&Tile<'_>>,
+    next_keys: &[u16],
     partials: &mut Partials<'_>,
 ) {
     let rows = queries.positions.len();
@@ -30,10 +30,10 @@ pub(super) unsafe fn fold(
         // SAFETY: the same contract as this function's; `row + R <= rows` in every arm.
         unsafe {
             match rows - row {
-                1 => fold_rows::<1>(shape, queries, tile, next, partials, row),
-                2 => fold_rows::<2>(shape, queries, tile, next, partials, row),
-                3 => fold_rows::<3>(shape, queries, tile, next, partials, row),
-                _ => fold_rows::<4>(shape, queries, tile, next, partials, row),
+                1 => fold_rows::<1>(shape, queries, tile, next_keys, partials, row),
+                2 => fold_rows::<2>(shape, queries, tile, next_keys, partials, row),
+                3 => fold_rows::<3>(shape, queries, tile, next_keys, partials, row),
+                _ => fold_rows::<4>(shape, queries, tile, next_keys, partials, row),
             }
         }
         row += 4;
@@ -49,7 +49,7 @@ unsafe fn fold_rows<const R: usize>(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next: Option<&Tile<'_>>,
+    next_keys: &[u16],
     partials: &mut Partials<'_>,
     first: usize,
 ) {
@@ -58,29 +58,11 @@ unsafe fn fold_rows<const R: usize>(
     if visible.iter().all(|&bits| bits == 0) {
         return;
     }
-    let pairs = shape.key_pairs();
 
-    // Scores: one 64-byte load holds a pair of dims of 16 tokens; the query's pair is broadcast to all lanes.
-    let mut scores = [[_mm512_setzero_ps(); VECTORS]; R];
-    let keys = tile.keys.as_ptr().cast::<i32>();
-    let query = queries.packed.as_ptr().cast::<i32>();
     let fetches_ahead = first == 0;
-    for pair in 0..pairs {
-        if fetches_ahead {
-            fetch_part(tile.values, pair, pairs);
-        }
-        // SAFETY: `keys` has VECTORS groups of `pairs` × 16 i32, and `query` has `pairs` i32 per row.
-        unsafe {
-            let key: [__m512i; VECTORS] =
-                std::array::from_fn(|v| _mm512_loadu_si512(keys.add((v * pairs + pair) * 16).cast()));
-            for r in 0..R {
-                let q = bf16(_mm512_set1_epi32(*query.add((first + r) * pairs + pair)));
-                for v in 0..VECTORS {
-                    scores[r][v] = _mm512_dpbf16_ps(scores[r][v], bf16(key[v]), q);
-                }
-            }
-        }
-    }
+    let ahead = if fetches_ahead { tile.values } else { &[] };
+    // SAFETY: the caller's promise.
+    let mut scores = unsafe { score_rows::<R>(shape, queries, tile, first, ahead) };
 
     // Softmax of the tile: weights as bf16 pairs of tokens, and the factor that rescales what came before.
     let mut weights = [[0i32; TILE_TOKENS / 2]; R];
@@ -128,7 +110,7 @@ unsafe fn fold_rows<const R: usize>(
     let stride = shape.value_stride();
     let values = tile.values.as_ptr().cast::<i32>();
     let acc = partials.acc.as_mut_ptr();
-    let next_keys = next.filter(|_| fetches_ahead).map_or(&[][..], |next| next.keys);
+    let next_keys = if fetches_ahead { next_keys } else { &[] };
     let mut dim = 0;
     while dim < stride {
         let ahead = |width: usize| {
@@ -145,6 +127,109 @@ unsafe fn fold_rows<const R: usize>(
                 mix::<R, 1>(&weights, &rescale, tile.len, values, acc, stride, ahead(16));
                 dim += 16;
             }
+        }
+    }
+}
+
+/// Scores of rows `first..first + R`, without bias; `ahead` is fetched meanwhile.
+///
+/// # Safety
+/// As [`fold_rows`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+unsafe fn score_rows<const R: usize>(
+    shape: TileShape,
+    queries: &Queries<'_>,
+    tile: &Tile<'_>,
+    first: usize,
+    ahead: &[u16],
+) -> [[__m512; VECTORS]; R] {
+    let pairs = shape.key_pairs();
+    // One 64-byte load holds a pair of dims of 16 tokens; the query's pair is broadcast to all lanes.
+    let mut scores = [[_mm512_setzero_ps(); VECTORS]; R];
+    let keys = tile.keys.as_ptr().cast::<i32>();
+    let query = queries.packed.as_ptr().cast::<i32>();
+    for pair in 0..pairs {
+        fetch_part(ahead, pair, pairs);
+        // SAFETY: `keys` has VECTORS groups of `pairs` × 16 i32, and `query` has `pairs` i32 per row.
+        unsafe {
+            let key: [__m512i; VECTORS] =
+                std::array::from_fn(|v| _mm512_loadu_si512(keys.add((v * pairs + pair) * 16).cast()));
+            for r in 0..R {
+                let q = bf16(_mm512_set1_epi32(*query.add((first + r) * pairs + pair)));
+                for v in 0..VECTORS {
+                    scores[r][v] = _mm512_dpbf16_ps(scores[r][v], bf16(key[v]), q);
+                }
+            }
+        }
+    }
+    scores
+}
+
+/// See [`super::column_sums`].
+///
+/// # Safety
+/// As [`fold`]; `log_sum_exp` has an entry for each query row, `columns` has [`TILE_TOKENS`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn add_columns(
+    shape: TileShape,
+    queries: &Queries<'_>,
+    log_sum_exp: &[f32],
+    tile: &Tile<'_>,
+    columns: &mut [f32],
+) {
+    let rows = queries.positions.len();
+    let mut row = 0;
+    while row < rows {
+        // SAFETY: the same contract as this function's; `row + R <= rows` in every arm.
+        unsafe {
+            match rows - row {
+                1 => add_columns_of::<1>(shape, queries, log_sum_exp, tile, columns, row),
+                2 => add_columns_of::<2>(shape, queries, log_sum_exp, tile, columns, row),
+                3 => add_columns_of::<3>(shape, queries, log_sum_exp, tile, columns, row),
+                _ => add_columns_of::<4>(shape, queries, log_sum_exp, tile, columns, row),
+            }
+        }
+        row += 4;
+    }
+}
+
+/// Adds rows `first..first + R`.
+///
+/// # Safety
+/// As [`add_columns`]; and `first + R` is at most the number of query rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn add_columns_of<const R: usize>(
+    shape: TileShape,
+    queries: &Queries<'_>,
+    log_sum_exp: &[f32],
+    tile: &Tile<'_>,
+    columns: &mut [f32],
+    first: usize,
+) {
+    let mut visible = [0u64; R];
+    for r in 0..R {
+        visible[r] = tile.visible(queries.reach, queries.positions[first + r]);
+    }
+    if visible.iter().all(|&bits| bits == 0) {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    let scores = unsafe { score_rows::<R>(shape, queries, tile, first, &[]) };
+    for v in 0..VECTORS {
+        // SAFETY: columns and bias have VECTORS × 16 entries.
+        unsafe {
+            let column = columns.as_mut_ptr().add(16 * v);
+            let mut sum = _mm512_loadu_ps(column);
+            for r in 0..R {
+                let mut score = scores[r][v];
+                if let Some(bias) = tile.bias {
+                    score = _mm512_add_ps(score, _mm512_loadu_ps(bias.as_ptr().add(16 * v)));
+                }
+                let shifted = _mm512_sub_ps(score, _mm512_set1_ps(log_sum_exp[first + r]));
+                sum = _mm512_mask_add_ps(sum, (visible[r] >> (16 * v)) as u16, sum, exp(shifted));
+            }
+            _mm512_storeu_ps(column, sum);
         }
     }
 }

@@ -27,14 +27,20 @@ mod attend;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod column_sums;
 mod items;
+mod rotary;
 mod scalar;
 mod scratch;
+mod stored;
 mod tile;
 
 pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
+pub use column_sums::{ColumnSums, ObservedRows, column_sums};
+pub use rotary::{PairLayout, Rotary};
 pub use scratch::AttentionScratch;
-pub use tile::{Positions, TILE_TOKENS, Tile, TileShape};
+pub use stored::{Codec, PlaneKind, RowScales, StoredPlane, StoredTile, TileBuffer};
+pub use tile::{Positions, TILE_TOKENS, Tile, TileShape, from_bf16, to_bf16};
 
 use crate::Isa;
 
@@ -134,8 +140,8 @@ pub fn pack_query(query: &[f32], scale: f32, packed: &mut [u32]) {
     }
 }
 
-/// Folds `tile` into the partials of `queries`. The keys of `next`, the tile that will be folded after it, come into the
-/// cache meanwhile.
+/// Folds `tile` into the partials of `queries`. The keys of the tile that will be folded after it, `next_keys`, come into
+/// the cache meanwhile.
 ///
 /// # Panics
 /// If the slices do not have the shapes that `shape` and the number of query rows ask for.
@@ -144,7 +150,7 @@ pub fn fold(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next: Option<&Tile<'_>>,
+    next_keys: &[u16],
     partials: &mut Partials<'_>,
 ) {
     let rows = queries.positions.len();
@@ -162,11 +168,11 @@ pub fn fold(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe {
-            avx512::fold(shape, queries, tile, next, partials)
+            avx512::fold(shape, queries, tile, next_keys, partials)
         },
         #[cfg(not(target_arch = "x86_64"))]
         _ => {
-            let _ = next;
+            let _ = next_keys;
             scalar::fold(shape, queries, tile, partials)
         }
     }

@@ -46,6 +46,19 @@ pub(super) fn fold(shape: TileShape, queries: &Queries<'_>, tile: &Tile<'_>, par
     }
 }
 
+/// See [`super::column_sums`].
+pub(super) fn add_columns(queries: &Queries<'_>, log_sum_exp: &[f32], tile: &Tile<'_>, columns: &mut [f32]) {
+    let pairs = queries.packed.len() / queries.positions.len().max(1);
+    for (row, &position) in queries.positions.iter().enumerate() {
+        let visible = tile.visible(queries.reach, position);
+        let query = &queries.packed[row * pairs..(row + 1) * pairs];
+        for token in (0..tile.len).filter(|&token| visible >> token & 1 == 1) {
+            let score = score(query, tile, token) + tile.bias.map_or(0.0, |bias| bias[token]);
+            columns[token] += (score - log_sum_exp[row]).exp();
+        }
+    }
+}
+
 fn score(query: &[u32], tile: &Tile<'_>, token: usize) -> f32 {
     let (group, lane) = (token / GROUP_TOKENS, token % GROUP_TOKENS);
     let keys = &tile.keys[group * GROUP_TOKENS * 2 * query.len()..];

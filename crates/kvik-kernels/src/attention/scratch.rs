@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Mutex};
 #[cfg(target_arch = "x86_64")]
 use super::amx::Blocks;
 use super::{
-    AttentionShape, Partials,
+    AttentionShape, Partials, TileBuffer,
     attend::CUT_ROWS,
     items::{Kernel, SequenceRows, least_items},
 };
@@ -25,6 +25,7 @@ pub(super) struct ThreadScratch {
     pub(super) packed: PackedRows,
     pub(super) piece: PartialRows,
     pub(super) total: PartialRows,
+    pub(super) decoded: TileBuffer,
 }
 
 /// An item's queries, as its kernel wants them.

@@ -14,7 +14,7 @@ mod qwen2;
 mod qwen3;
 
 use crate::{
-    layers::{Attention, Pass, Rows},
+    layers::{Attention, Pass, Rope, Rows},
     settings::{Settings, SettingsError},
     weights::{Names, Weights, WeightsError},
 };
@@ -54,6 +54,9 @@ pub trait Network: Send + Sync {
 
     /// The attention of every layer, in the order of the cache's layers.
     fn attention_layers(&self) -> Vec<&Attention>;
+
+    /// What turns the keys of a layer; `None` if nothing does.
+    fn rope(&self, layer: usize) -> Option<&Rope>;
 
     /// Length of a row of logits.
     fn vocabulary(&self) -> usize;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::{Architecture, BuildError, Network};
 use crate::{
-    layers::{Attention, Embedding, LayerNorm, Linear, Mlp, Pass, PositionEmbedding, Rows, activation_named},
+    layers::{
+        Attention, Embedding, LayerNorm, Linear, Mlp, Pass, PositionEmbedding, Rope, Rows, activation_named,
+    },
     settings::{Settings, SettingsError},
     weights::Weights,
 };
@@ -92,6 +94,10 @@ impl Network for Opt {
 
     fn attention_layers(&self) -> Vec<&Attention> {
         self.blocks.iter().map(|block| &block.attention).collect()
+    }
+
+    fn rope(&self, _layer: usize) -> Option<&Rope> {
+        None
     }
 
     fn vocabulary(&self) -> usize {

@@ -65,6 +65,10 @@ impl Network for Phi3 {
         self.blocks.iter().map(|block| &block.attention).collect()
     }
 
+    fn rope(&self, _layer: usize) -> Option<&Rope> {
+        Some(&self.rope)
+    }
+
     fn vocabulary(&self) -> usize {
         self.output.out_features()
     }

@@ -7,7 +7,7 @@ use kvik_kernels::{
     attention::{AttentionRows, AttentionScratch, AttentionShape},
     matmul::Activations,
 };
-use kvik_kv::{KvStore, SequenceCache, Sequences};
+use kvik_kv::{CacheError, KvStore, SequenceCache, Sequences, StepQueries};
 
 use super::Rows;
 
@@ -42,6 +42,7 @@ pub struct Workspace {
     positions: Vec<u32>,
     pub(crate) phases: Phases,
     logit_rows: Vec<usize>,
+    log_sum_exp: Vec<f32>,
 }
 
 impl Workspace {
@@ -54,6 +55,7 @@ impl Workspace {
             positions: Vec::new(),
             phases: Phases::default(),
             logit_rows: Vec::new(),
+            log_sum_exp: Vec::new(),
         }
     }
 }
@@ -65,6 +67,8 @@ pub struct Pass<'a, 'b> {
     pub(crate) workspace: &'a mut Workspace,
     store: &'a mut KvStore,
     spans: &'a mut [Span<'b>],
+    /// What a method could not do, once one has failed: the pass then runs to its end without attention.
+    failure: Option<CacheError>,
 }
 
 impl<'a, 'b> Pass<'a, 'b> {
@@ -91,7 +95,7 @@ impl<'a, 'b> Pass<'a, 'b> {
                 Logits::All => workspace.logit_rows.extend(rows),
             }
         }
-        Self { pool, workspace, store, spans }
+        Self { pool, workspace, store, spans, failure: None }
     }
 
     /// Tokens in the pass.
@@ -140,17 +144,77 @@ impl<'a, 'b> Pass<'a, 'b> {
             span.cache.append(self.pool, self.store, layer, &keys[of_span(keys)], &values[of_span(values)]);
         }
         let mut out = Rows::new(queries.rows(), shape.heads * shape.tile.value_dim);
-        let Workspace { positions, attention, .. } = &mut *self.workspace;
-        let rows = AttentionRows { queries, positions, out: &mut out };
+        self.before_attention(layer, shape, queries);
+        if self.failure.is_some() {
+            return out;
+        }
+        let observed = self.spans.iter().any(|span| span.cache.evidence().any());
+        let Workspace { positions, attention, log_sum_exp, .. } = &mut *self.workspace;
+        log_sum_exp.resize(if observed { queries.rows() * shape.heads } else { 0 }, 0.0);
+        let wanted = observed.then_some(&mut log_sum_exp[..]);
+        let rows = AttentionRows { queries, positions, out: &mut out, log_sum_exp: wanted };
         kvik_kv::attend(self.pool, self.store, &Batch(self.spans), layer, shape, rows, attention);
+        if observed {
+            self.observe(layer, shape, queries);
+        }
         out
     }
 
-    /// Counts the tokens in, once every layer has its rows.
-    pub(crate) fn commit(self) {
+    /// Lets the methods of each sequence see its queries first.
+    fn before_attention(&mut self, layer: usize, shape: &AttentionShape, queries: &Rows) {
+        let mut rows = SpanRows::default();
         for span in self.spans.iter_mut() {
-            span.cache.commit(self.store, span.tokens.len());
+            let step = rows.next(span, shape, queries, &self.workspace.positions);
+            if self.failure.is_none() {
+                let seen = span.cache.before_attention(self.pool, self.store, layer, step);
+                self.failure = seen.err();
+            }
         }
+    }
+
+    /// Gives each sequence what its methods want to know.
+    fn observe(&mut self, layer: usize, shape: &AttentionShape, queries: &Rows) {
+        let mut rows = SpanRows::default();
+        for span in self.spans.iter_mut() {
+            let start = rows.0 * shape.heads;
+            let step = rows.next(span, shape, queries, &self.workspace.positions);
+            let log_sum_exp = &self.workspace.log_sum_exp[start..rows.0 * shape.heads];
+            span.cache.observe(self.pool, self.store, layer, step, log_sum_exp);
+        }
+    }
+
+    /// Counts the tokens in, once every layer has its rows.
+    pub(crate) fn commit(self) -> Result<(), CacheError> {
+        if let Some(failure) = self.failure {
+            for span in self.spans.iter_mut() {
+                let len = span.cache.len();
+                span.cache.truncate(self.store, len);
+            }
+            return Err(failure);
+        }
+        for span in self.spans.iter_mut() {
+            span.cache.commit(self.pool, self.store, span.tokens.len(), span.phase)?;
+        }
+        Ok(())
+    }
+}
+
+/// Goes over the rows of a pass span by span; holds the first row of the next.
+#[derive(Default)]
+struct SpanRows(usize);
+
+impl SpanRows {
+    fn next<'c>(
+        &mut self,
+        span: &Span<'_>,
+        shape: &'c AttentionShape,
+        queries: &'c Rows,
+        positions: &'c [u32],
+    ) -> StepQueries<'c> {
+        let rows = self.0..self.0 + span.tokens.len();
+        self.0 = rows.end;
+        let queries = &queries[rows.start * queries.cols()..rows.end * queries.cols()];
+        StepQueries { shape, phase: span.phase, queries, positions: &positions[rows] }
     }
 }
 

@@ -7,18 +7,14 @@
 
 use std::f32::consts::PI;
 
-use kvik_kernels::rows::{rotate_halves, rotate_pairs};
+use kvik_kernels::{
+    attention::Rotary,
+    rows::{rotate_halves, rotate_pairs},
+};
+
+pub use kvik_kernels::attention::PairLayout;
 
 use super::{Pass, Rows};
-
-/// Which dims of a head turn against each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PairLayout {
-    /// Dim `i` and dim `i + n`: Hugging Face's layout.
-    Halves,
-    /// Dims `2i` and `2i + 1`: the layout of Llama models in GGUF files.
-    Neighbours,
-}
 
 /// A change to the frequencies, for contexts longer than the one first trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,10 +79,7 @@ pub struct RopeSettings {
 
 /// A rotary embedding, ready to give angles.
 pub struct Rope {
-    /// Radians per position, `[rotary_dims / 2]`.
-    frequencies: Vec<f32>,
-    attention_factor: f32,
-    layout: PairLayout,
+    rotary: Rotary,
 }
 
 impl Rope {
@@ -138,23 +131,26 @@ impl Rope {
                 attention = *attention_factor;
             }
         }
-        Self { frequencies, attention_factor: attention, layout: settings.layout }
+        Self { rotary: Rotary { frequencies, factor: attention, layout: settings.layout } }
+    }
+
+    /// Frequencies, factor and layout, as the cache needs them to undo or redo a rotation.
+    pub fn rotary(&self) -> &Rotary {
+        &self.rotary
     }
 
     /// Angles of the pass's positions: computed once, used by every layer.
     pub fn angles(&self, pass: &Pass<'_, '_>) -> Angles {
-        let pairs = self.frequencies.len();
+        let pairs = self.rotary.frequencies.len();
         let positions = pass.positions();
         let mut table = Rows::new(positions.len(), 2 * pairs);
         table.for_each(pass.pool, |index, row| {
             let (cos, sin) = row.split_at_mut(pairs);
-            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
-                // The product is rounded to f32 as the reference implementations do, the functions are then exact.
-                let (s, c) = f64::from(positions[index] as f32 * frequency).sin_cos();
-                (*cos, *sin) = (c as f32 * self.attention_factor, s as f32 * self.attention_factor);
+            for (pair, (cos, sin)) in cos.iter_mut().zip(sin).enumerate() {
+                (*cos, *sin) = self.rotary.angle(positions[index], pair);
             }
         });
-        Angles { table, layout: self.layout }
+        Angles { table, layout: self.rotary.layout }
     }
 }
 

@@ -30,7 +30,7 @@ mod softmax;
 use std::arch::x86_64::*;
 
 use self::softmax::{Scores, Weights};
-use super::{NOTHING_SEEN, Partials, Reach, TILE_TOKENS, Tile, TileShape};
+use super::{NOTHING_SEEN, Partials, Reach, StoredTile, TILE_TOKENS, Tile, TileBuffer, TileShape};
 use crate::amx::{Ahead, STEP_INPUTS, TILE_ROWS, Tiles};
 
 /// Query rows of a block: two tiles, so that a tile of keys or values serves two products each time it is loaded.
@@ -190,7 +190,7 @@ impl Blocks {
         }
     }
 
-    /// Folds `tiles` into the state, in their order.
+    /// Folds `tiles` into the state, in their order; those that are not stored in bf16 pass through `decoded`.
     ///
     /// # Panics
     /// If a tile does not have the shape that the rows began with.
@@ -198,7 +198,11 @@ impl Blocks {
     /// # Safety
     /// The processor has AMX and AVX-512 with BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub(super) unsafe fn fold<'a>(&mut self, tiles: impl Iterator<Item = Tile<'a>>) {
+    pub(super) unsafe fn fold<'a>(
+        &mut self,
+        tiles: impl Iterator<Item = StoredTile<'a>>,
+        decoded: &mut TileBuffer,
+    ) {
         // A row's products do not depend on how many others there are: the tiles of few are configured for just so many.
         let few = matches!(self.rows[..], [Rows { count: 1..=TILE_ROWS, .. }]);
         let left_rows = if few { self.rows[0].count } else { TILE_ROWS };
@@ -206,13 +210,17 @@ impl Blocks {
         let unit = unsafe { Tiles::configure_few(left_rows) };
         let mut tiles = tiles.peekable();
         while let Some(tile) = tiles.next() {
+            if let Some(next) = tiles.peek() {
+                next.fetch();
+            }
+            let tile = tile.decode(self.shape, decoded);
             tile.check(self.shape);
             if tile.len == 0 {
                 continue;
             }
             self.pad_keys(&tile);
             let span = tile.span();
-            let next_keys = tiles.peek().filter(|_| few).map_or(&[][..], |next| next.keys);
+            let next_keys = tiles.peek().filter(|_| few).map_or(&[][..], StoredTile::plain_keys);
             for block in 0..self.rows.len() {
                 if !self.rows[block].sees(span) {
                     continue;
@@ -275,6 +283,12 @@ impl Blocks {
         partials.max[row] = (reference * std::f32::consts::LN_2).max(NOTHING_SEEN);
         partials.sum[row] = self.sum(row);
         self.scaled(row, 1.0, &mut partials.acc[row * stride..(row + 1) * stride]);
+    }
+
+    /// Log of the sum of exponentials of a row's scores; minus infinity if it saw no token.
+    pub(super) fn log_sum_exp(&self, row: usize) -> f32 {
+        let reference = self.rows[row / BLOCK_ROWS].references[row % BLOCK_ROWS];
+        (reference * std::f32::consts::LN_2).max(NOTHING_SEEN) + self.sum(row).ln()
     }
 
     /// The state of a row: a line for every 16 dims, then one whose numbers are all the sum of weights.

@@ -5,8 +5,8 @@ use std::{iter::repeat_with, ops::Range};
 use kvik_kernels::{
     Phase, ThreadPool,
     attention::{
-        AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Positions, Reach, TILE_TOKENS, Tile,
-        TileShape, attend,
+        AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Positions, Reach, StoredTile,
+        TILE_TOKENS, Tile, TileShape, attend,
     },
 };
 
@@ -71,7 +71,8 @@ pub(super) fn kernels<'a>(pool: &'a ThreadPool, options: &KernelOptions, case: &
     let call = Box::new(move || {
         let cache = &caches[next];
         next = (next + 1) % caches.len();
-        let rows = AttentionRows { queries: &queries, positions: &positions, out: &mut out };
+        let rows =
+            AttentionRows { queries: &queries, positions: &positions, out: &mut out, log_sum_exp: None };
         attend(pool, isa, &shape, rows, cache, &mut scratch);
     });
     vec![Kernel { name, work, call }]
@@ -118,18 +119,19 @@ impl CachedTiles for Cache {
         self.tokens.div_ceil(TILE_TOKENS)
     }
 
-    fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<Tile<'_>> {
+    fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {
         let (key_len, value_len) = (self.tile.key_len(), self.tile.value_len());
         let index_of_all = kv_head * self.tiles(sequence, kv_head) + index;
         let numbers = &self.numbers[self.start + index_of_all * (key_len + value_len)..];
         let (keys, rest) = numbers.split_at(key_len);
         let first = index * TILE_TOKENS;
-        Some(Tile {
+        let tile = Tile {
             keys,
             values: &rest[..value_len],
             len: (self.tokens - first).min(TILE_TOKENS),
             positions: Positions::From(first as u32),
             bias: None,
-        })
+        };
+        Some(tile.into())
     }
 }

@@ -1,0 +1,109 @@
+//! Rotary position embedding (Su et al. 2021) of cached keys: by a table of cosines and sines, for keys that are stored before
+//! rotation and for methods that must undo or redo it.
+
+use super::{
+    TileShape,
+    tile::{GROUP_TOKENS, Positions, from_bf16, to_bf16},
+};
+
+/// Which dims of a head turn against each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairLayout {
+    /// Dim `i` and dim `i + n`: Hugging Face's layout.
+    Halves,
+    /// Dims `2i` and `2i + 1`: the layout of Llama models in GGUF files.
+    Neighbours,
+}
+
+/// How the keys of a layer were rotated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotary {
+    /// Radians per position, `[pairs]`: the first `2 · pairs` dims of a head turn.
+    pub frequencies: Vec<f32>,
+    /// Factor on cosine and sine.
+    pub factor: f32,
+    /// Which dims turn together.
+    pub layout: PairLayout,
+}
+
+impl Rotary {
+    /// Cosine and sine of a pair at `position`, the factor applied.
+    pub fn angle(&self, position: u32, pair: usize) -> (f32, f32) {
+        // The product is rounded to f32 as the reference implementations do, the functions are then exact.
+        let (sin, cos) = f64::from(position as f32 * self.frequencies[pair]).sin_cos();
+        (cos as f32 * self.factor, sin as f32 * self.factor)
+    }
+
+    /// The dims of a pair.
+    fn dims(&self, pair: usize) -> (usize, usize) {
+        match self.layout {
+            PairLayout::Halves => (pair, pair + self.frequencies.len()),
+            PairLayout::Neighbours => (2 * pair, 2 * pair + 1),
+        }
+    }
+
+    /// Turns `head` (`[head_dim]`) as a token at `position`.
+    pub fn rotate(&self, head: &mut [f32], position: u32) {
+        for pair in 0..self.frequencies.len() {
+            let (a, b) = self.dims(pair);
+            let (cos, sin) = self.angle(position, pair);
+            (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[b] * cos + head[a] * sin);
+        }
+    }
+
+    /// Undoes [`Self::rotate`].
+    pub fn unrotate(&self, head: &mut [f32], position: u32) {
+        let square = self.factor * self.factor;
+        for pair in 0..self.frequencies.len() {
+            let (a, b) = self.dims(pair);
+            let (cos, sin) = self.angle(position, pair);
+            let (x, y) = (head[a] * cos + head[b] * sin, head[b] * cos - head[a] * sin);
+            (head[a], head[b]) = (x / square, y / square);
+        }
+    }
+
+    /// Turns the first `len` keys of a tile, each by its position.
+    pub(super) fn rotate_tile(
+        &self,
+        shape: TileShape,
+        len: usize,
+        positions: Positions<'_>,
+        keys: &mut [u16],
+    ) {
+        let pairs = shape.key_pairs();
+        for row in 0..len {
+            let group = row / GROUP_TOKENS * GROUP_TOKENS * 2 * pairs;
+            let place = |dim: usize| group + dim / 2 * 2 * GROUP_TOKENS + row % GROUP_TOKENS * 2 + dim % 2;
+            let position = positions.of(row);
+            for pair in 0..self.frequencies.len() {
+                let (a, b) = self.dims(pair);
+                let (a, b) = (place(a), place(b));
+                let (cos, sin) = self.angle(position, pair);
+                let (x, y) = (from_bf16(keys[a]), from_bf16(keys[b]));
+                keys[a] = to_bf16(x * cos - y * sin);
+                keys[b] = to_bf16(y * cos + x * sin);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unrotate_undoes_rotate_with_a_factor_and_for_both_layouts() {
+        for layout in [PairLayout::Halves, PairLayout::Neighbours] {
+            let rotary = Rotary { frequencies: vec![1.0, 0.3, 0.01], factor: 1.3, layout };
+            let head: Vec<f32> = (0..8).map(|i| i as f32 - 2.5).collect();
+            let mut turned = head.clone();
+            rotary.rotate(&mut turned, 1234);
+            assert_eq!(turned[6..], head[6..], "dims beyond the pairs stay");
+            assert!((turned[0] - head[0]).abs() > 1e-2);
+            rotary.unrotate(&mut turned, 1234);
+            for (a, b) in turned.iter().zip(&head) {
+                assert!((a - b).abs() < 1e-5, "{a} {b}");
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The cache of one layer and KV head: its segments, and what was observed of each row.
+//!
+//! Rows are counted over all segments, in the order in which attention folds them. What is known of a row (how much attention
+//! it got) moves with it through every rewriting.
+
+use std::ops::Range;
+
+use crate::{
+    Segment,
+    store::{CacheError, KvStore},
+};
+
+/// What was observed of the rows of a head; a column is empty until it is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct RowStatistics {
+    /// Attention that each row got from all queries so far, summed over the query heads of the group.
+    pub accumulated: Vec<f32>,
+    /// The same of the last decoded token alone.
+    pub step: Vec<f32>,
+}
+
+impl RowStatistics {
+    fn columns(&mut self) -> [&mut Vec<f32>; 2] {
+        [&mut self.accumulated, &mut self.step]
+    }
+}
+
+/// The segments of one layer and KV head. The last one grows.
+pub(crate) struct HeadCache {
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) statistics: RowStatistics,
+    /// Tiles that queries visit, if not all, counted over the segments.
+    pub(crate) visits: Option<Vec<u32>>,
+}
+
+impl HeadCache {
+    pub(crate) fn new(growing: Segment) -> Self {
+        Self { segments: vec![growing], statistics: RowStatistics::default(), visits: None }
+    }
+
+    /// The last segment: new tokens go there.
+    pub(crate) fn last(&self) -> &Segment {
+        &self.segments[self.segments.len() - 1]
+    }
+
+    pub(crate) fn growing(&mut self) -> &mut Segment {
+        let last = self.segments.len() - 1;
+        &mut self.segments[last]
+    }
+
+    /// Rows of all segments.
+    pub(crate) fn rows(&self) -> usize {
+        self.segments.iter().map(Segment::len).sum()
+    }
+
+    /// The segment that a row lies in, and its row there.
+    pub(crate) fn find(&self, mut row: usize) -> (usize, usize) {
+        for (index, segment) in self.segments.iter().enumerate() {
+            if row < segment.len() {
+                return (index, row);
+            }
+            row -= segment.len();
+        }
+        panic!("row {row} lies beyond the last segment");
+    }
+
+    /// Runs `of` on the part of `rows` that lies in each segment.
+    pub(crate) fn for_each_part(&self, rows: Range<usize>, mut of: impl FnMut(&Segment, Range<usize>)) {
+        let mut start = 0;
+        for segment in &self.segments {
+            let end = start + segment.len();
+            let part = rows.start.max(start)..rows.end.min(end);
+            if !part.is_empty() {
+                of(segment, part.start - start..part.end - start);
+            }
+            start = end;
+        }
+    }
+
+    /// Keeps the rows that `keep` lists, in rising order.
+    pub(crate) fn retain(&mut self, store: &mut KvStore, keep: &[u32]) -> Result<(), CacheError> {
+        let (mut start, mut rest) = (0, keep);
+        for segment in &mut self.segments {
+            let end = start + segment.len() as u32;
+            let (part, later) = rest.split_at(rest.partition_point(|&row| row < end));
+            let part: Vec<u32> = part.iter().map(|row| row - start).collect();
+            segment.retain(store, &part)?;
+            (start, rest) = (end, later);
+        }
+        let growing = self.segments.len() - 1;
+        let mut index = 0;
+        self.segments.retain(|segment| {
+            index += 1;
+            index - 1 == growing || !segment.is_empty()
+        });
+        for column in self.statistics.columns() {
+            if !column.is_empty() {
+                *column = keep.iter().map(|&row| column[row as usize]).collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets one row; the last row of its segment takes its place.
+    pub(crate) fn swap_remove(&mut self, store: &mut KvStore, row: usize) -> Result<(), CacheError> {
+        let (index, local) = self.find(row);
+        let segment = &mut self.segments[index];
+        let last = row - local + segment.len() - 1;
+        segment.swap_remove(store, local)?;
+        for column in self.statistics.columns() {
+            if last < column.len() {
+                column[row] = column[last];
+                column.remove(last);
+            }
+        }
+        if self.segments[index].is_empty() && index + 1 < self.segments.len() {
+            self.segments.remove(index);
+        }
+        Ok(())
+    }
+
+    /// Forgets the rows at `position` and later. False if a sliding window has already given back rows before them that are
+    /// needed from `needed_from` on.
+    pub(crate) fn truncate(&mut self, store: &mut KvStore, position: u32, needed_from: u32) -> bool {
+        if self.statistics.columns().iter().any(|column| !column.is_empty()) {
+            let stays: Vec<bool> = self
+                .segments
+                .iter()
+                .flat_map(|segment| (0..segment.len()).map(|row| segment.position(row) < position))
+                .collect();
+            for column in self.statistics.columns() {
+                let mut stays = stays.iter();
+                column.retain(|_| stays.next().copied().unwrap_or(false));
+            }
+        }
+        self.visits = None;
+        let mut whole = true;
+        for segment in &mut self.segments {
+            whole &= segment.truncate(store, position, needed_from);
+        }
+        whole
+    }
+
+    pub(crate) fn fork(&self, store: &mut KvStore, capacity_tokens: usize) -> Self {
+        Self {
+            segments: self.segments.iter().map(|segment| segment.fork(store, capacity_tokens)).collect(),
+            statistics: self.statistics.clone(),
+            visits: None,
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! A KV method: what it may do to a sequence's cache, and when.
+//!
+//! A method is one file that implements some hooks of [`Method`]; every hook does nothing unless it is written. Methods never
+//! touch the model: they see the cache through [`OpenCache`], and rewrite its segments. One value of a method serves one
+//! sequence, so its fields are its parameters and whatever it has to remember of that sequence.
+
+use crate::{CacheError, Evidence, OpenCache, StepQueries};
+
+/// One method at work on one sequence.
+///
+/// Hooks of a pipeline run method by method, in the order in which the pipeline names them.
+pub trait Method: Send + Sync {
+    /// What it wants to be gathered.
+    fn evidence(&self) -> Evidence {
+        Evidence::NONE
+    }
+
+    /// True if [`Self::before_attention`] does something: only then are queries handed out.
+    fn selects(&self) -> bool {
+        false
+    }
+
+    /// Before the queries of a step attend at `layer`, the step's own rows appended: what they will visit can be brought,
+    /// rebuilt or chosen here ([`OpenCache::visit`]).
+    ///
+    /// # Errors
+    /// [`CacheError`] stops the pass.
+    fn before_attention(
+        &mut self,
+        cache: &mut OpenCache<'_>,
+        layer: usize,
+        queries: StepQueries<'_>,
+    ) -> Result<(), CacheError> {
+        let _ = (cache, layer, queries);
+        Ok(())
+    }
+
+    /// After a chunk of a prompt, the last one included.
+    ///
+    /// # Errors
+    /// [`CacheError`] when the cache cannot be rewritten; the pass fails.
+    fn after_chunk(&mut self, cache: &mut OpenCache<'_>) -> Result<(), CacheError> {
+        let _ = cache;
+        Ok(())
+    }
+
+    /// When a prompt has been read to its end; `turn` counts the prompts of the sequence from 0.
+    ///
+    /// # Errors
+    /// As for [`Self::after_chunk`].
+    fn end_of_prompt(&mut self, cache: &mut OpenCache<'_>, turn: usize) -> Result<(), CacheError> {
+        let _ = (cache, turn);
+        Ok(())
+    }
+
+    /// After a step that decoded tokens.
+    ///
+    /// # Errors
+    /// As for [`Self::after_chunk`].
+    fn after_step(&mut self, cache: &mut OpenCache<'_>) -> Result<(), CacheError> {
+        let _ = cache;
+        Ok(())
+    }
+
+    /// The sequence was cut back to its first `len` positions; the cache is cut already.
+    fn truncated(&mut self, len: usize) {
+        let _ = len;
+    }
+
+    /// A value for a copy of the sequence.
+    fn fork(&self) -> Box<dyn Method>;
+}

@@ -1,0 +1,10 @@
+//! Every method, one file each. A new one is a file here, its name in the first list and its `INFO` in the second.
+
+pub mod random;
+pub mod snapkv;
+pub mod streaming;
+
+use crate::MethodInfo;
+
+/// All methods, by name.
+pub static METHODS: &[&MethodInfo] = &[&random::INFO, &snapkv::INFO, &streaming::INFO];

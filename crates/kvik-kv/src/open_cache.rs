@@ -1,0 +1,238 @@
+//! A sequence's cache, opened for a method to rewrite.
+
+use std::{ops::Range, sync::Arc};
+
+use kvik_kernels::{
+    ThreadPool,
+    attention::{Codec, ColumnSums, PlaneKind, Rotary},
+};
+
+use crate::{
+    KvShape, KvStore, LayerShape, RowStatistics, Segment, SegmentRow,
+    evidence::WindowQueries,
+    head::HeadCache,
+    segment::EncodedRows,
+    sequence::LayerCache,
+    store::{Block, CacheError},
+};
+
+/// A sequence's cache between two passes (or two layers), with all verbs by which methods read and rewrite it.
+///
+/// Rows of a head are counted over its segments, in the order in which attention folds them: rising positions, unless a method
+/// reordered them.
+pub struct OpenCache<'a> {
+    pub(crate) pool: &'a ThreadPool,
+    pub(crate) store: &'a mut KvStore,
+    pub(crate) layers: &'a mut [LayerCache],
+    pub(crate) window: &'a [WindowQueries],
+    pub(crate) tokens: usize,
+    pub(crate) new_tokens: usize,
+    /// What blocks with several holders were encoded to since the cache was opened.
+    pub(crate) encoded: Vec<(Block, EncodedRows)>,
+}
+
+impl OpenCache<'_> {
+    /// Threads to work on.
+    pub fn pool(&self) -> &ThreadPool {
+        self.pool
+    }
+
+    /// What the model caches.
+    pub fn shape(&self) -> &KvShape {
+        self.store.shape()
+    }
+
+    /// What a layer caches.
+    pub fn layer(&self, layer: usize) -> LayerShape {
+        self.store.layer(layer)
+    }
+
+    /// How a layer's keys are rotated.
+    pub fn rotary(&self, layer: usize) -> Option<Arc<Rotary>> {
+        self.store.shape().rotary[layer].clone()
+    }
+
+    /// Every layer and KV head that methods rewrite: those of layers without a sliding window.
+    pub fn heads(&self) -> Vec<(usize, usize)> {
+        let shape = self.shape();
+        shape
+            .full_layers()
+            .flat_map(|layer| (0..shape.layers[layer].kv_heads).map(move |h| (layer, h)))
+            .collect()
+    }
+
+    /// Tokens of the sequence so far: the position of the next one.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Tokens that the pass just added; in [`Method::end_of_prompt`](crate::Method::end_of_prompt), those of the whole prompt.
+    pub fn new_tokens(&self) -> usize {
+        self.new_tokens
+    }
+
+    /// Rows of a head.
+    pub fn rows(&self, layer: usize, kv_head: usize) -> usize {
+        self.head(layer, kv_head).rows()
+    }
+
+    /// Positions of a head's rows.
+    pub fn positions(&self, layer: usize, kv_head: usize) -> Vec<u32> {
+        let segments = self.segments(layer, kv_head).iter();
+        segments.flat_map(|segment| (0..segment.len()).map(|row| segment.position(row))).collect()
+    }
+
+    /// Segments of a head, in the order in which attention folds them.
+    pub fn segments(&self, layer: usize, kv_head: usize) -> &[Segment] {
+        &self.head(layer, kv_head).segments
+    }
+
+    /// Keys of some rows as attention sees them, `[rows, key_dim]`.
+    pub fn keys(&self, layer: usize, kv_head: usize, rows: Range<usize>) -> Vec<f32> {
+        self.read(layer, kv_head, PlaneKind::Keys, rows)
+    }
+
+    /// Values of some rows as attention sees them, `[rows, value_dim]`.
+    pub fn values(&self, layer: usize, kv_head: usize, rows: Range<usize>) -> Vec<f32> {
+        self.read(layer, kv_head, PlaneKind::Values, rows)
+    }
+
+    fn read(&self, layer: usize, kv_head: usize, plane: PlaneKind, rows: Range<usize>) -> Vec<f32> {
+        let dim = self.layer(layer).tile().plane(plane).0;
+        let mut out = vec![0.0; rows.len() * dim];
+        let mut filled = 0;
+        self.head(layer, kv_head).for_each_part(rows, |segment, part| {
+            let len = part.len() * dim;
+            segment.read(self.store, plane, part, &mut out[filled..filled + len]);
+            filled += len;
+        });
+        out
+    }
+
+    /// What was observed of a head's rows.
+    pub fn statistics(&self, layer: usize, kv_head: usize) -> &RowStatistics {
+        &self.head(layer, kv_head).statistics
+    }
+
+    /// What was observed of a head's rows, to change.
+    pub fn statistics_mut(&mut self, layer: usize, kv_head: usize) -> &mut RowStatistics {
+        &mut self.layers[layer].heads[kv_head].statistics
+    }
+
+    /// The attention that each row of a layer's heads gets from the last `window` queries of the prompt, summed over them:
+    /// `[kv_heads][rows]`, or `[heads][rows]` for [`ColumnSums::EachHead`]. Fewer queries if the prompt had fewer, or a method
+    /// asked for fewer ([`Evidence::window`](crate::Evidence)).
+    pub fn window_sums(&self, layer: usize, window: usize, each: ColumnSums) -> Vec<Vec<f32>> {
+        self.window[layer].sums(self.pool, self.store, &self.layers[layer].heads, window, each)
+    }
+
+    /// Queries that [`Self::window_sums`] can use at `layer`.
+    pub fn window_rows(&self, layer: usize) -> usize {
+        self.window[layer].rows()
+    }
+
+    /// The last queries of the prompt at `layer`, `[rows, heads, key_dim]`, rotated, their positions, and heads and dimensions;
+    /// `None` if no method asked for them.
+    pub fn window_queries(
+        &self,
+        layer: usize,
+    ) -> Option<(&[f32], &[u32], kvik_kernels::attention::AttentionShape)> {
+        self.window[layer].queries()
+    }
+
+    /// Keeps the rows that `keep` lists, in rising order, and frees the others. What is encoded in a segment that loses rows
+    /// becomes bf16 again, until its method encodes it anew.
+    ///
+    /// # Errors
+    /// [`CacheError::Full`] if a shared block had to be copied and there was no room.
+    pub fn retain(&mut self, layer: usize, kv_head: usize, keep: &[u32]) -> Result<(), CacheError> {
+        self.layers[layer].heads[kv_head].retain(self.store, keep)
+    }
+
+    /// Forgets one row, without moving the others: the last row of its segment takes its place.
+    ///
+    /// # Errors
+    /// As for [`Self::retain`].
+    pub fn evict(&mut self, layer: usize, kv_head: usize, row: usize) -> Result<(), CacheError> {
+        self.layers[layer].heads[kv_head].swap_remove(self.store, row)
+    }
+
+    /// Encodes the rows of a head before row `end`, as far as whole groups of the codec allow. What is encoded already stays.
+    /// Blocks that several layers hold are encoded once.
+    ///
+    /// # Errors
+    /// [`CacheError`] if there is no room.
+    pub fn encode(
+        &mut self,
+        layer: usize,
+        kv_head: usize,
+        plane: PlaneKind,
+        end: usize,
+        codec: &Arc<dyn Codec>,
+    ) -> Result<(), CacheError> {
+        let mut start = 0;
+        for segment in &mut self.layers[layer].heads[kv_head].segments {
+            let len = segment.len();
+            if end > start {
+                segment.encode(self.store, plane, (end - start).min(len), codec, &mut self.encoded)?;
+            }
+            start += len;
+        }
+        Ok(())
+    }
+
+    /// A segment of `layer` made of `rows`.
+    ///
+    /// # Errors
+    /// [`CacheError::Full`] if there is no room.
+    pub fn segment(&mut self, layer: usize, rows: &[SegmentRow<'_>]) -> Result<Segment, CacheError> {
+        Segment::from_rows(self.store, layer, rows)
+    }
+
+    /// Lets `other` hold the same planes as `segment`: they must have as many rows and the same head dimensions.
+    pub fn share_planes(&mut self, segment: &Segment, other: &mut Segment) {
+        segment.share_planes(self.store, other);
+    }
+
+    /// Puts `segment` in front of the growing segment of a head. The statistics of its rows begin at zero.
+    pub fn insert(&mut self, layer: usize, kv_head: usize, segment: Segment) {
+        let head = &mut self.layers[layer].heads[kv_head];
+        let at = head.rows() - head.last().len();
+        for column in [&mut head.statistics.accumulated, &mut head.statistics.step] {
+            if !column.is_empty() {
+                let zeros = vec![0.0; segment.len()];
+                column.splice(at.min(column.len())..at.min(column.len()), zeros);
+            }
+        }
+        let last = head.segments.len() - 1;
+        head.segments.insert(last, segment);
+    }
+
+    /// Takes the segment at `index` out of a head, to be changed and put back, or released.
+    pub fn take_segment(&mut self, layer: usize, kv_head: usize, index: usize) -> Segment {
+        let head = &mut self.layers[layer].heads[kv_head];
+        assert!(index + 1 < head.segments.len(), "the growing segment stays");
+        head.segments.remove(index)
+    }
+
+    /// Gives a segment's blocks back.
+    pub fn release(&mut self, segment: Segment) {
+        segment.release(self.store);
+    }
+
+    /// The tiles that the next queries at a head visit, counted over its segments (each begins a tile of its own); `None` for
+    /// all of them.
+    pub fn visit(&mut self, layer: usize, kv_head: usize, tiles: Option<Vec<u32>>) {
+        self.layers[layer].heads[kv_head].visits = tiles;
+    }
+
+    /// Bytes of the sequence's blocks.
+    pub fn used_bytes(&self) -> usize {
+        let heads = self.layers.iter().flat_map(|layer| &layer.heads);
+        heads.flat_map(|head| &head.segments).map(|segment| segment.used_bytes(self.store)).sum()
+    }
+
+    fn head(&self, layer: usize, kv_head: usize) -> &HeadCache {
+        &self.layers[layer].heads[kv_head]
+    }
+}
