@@ -10,7 +10,8 @@
 //! - [`data`] finds texts and published test sets, [`words`] and [`haystack`] make material of them, [`draw`] chooses;
 //! - [`prompt`] writes prompts as the model's chat template wants them, to the exact token;
 //! - [`tasks`] turn all that into [`item`]s: a context, and questions or a continuation;
-//! - [`subject`] is what is under test: a model whose sequences can be prefilled, forked, asked and led;
+//! - [`subject`] is what is under test: a model whose sequences can be prefilled, forked, asked and led, under the full
+//!   cache, under pipelines and under their [`baselines`];
 //! - [`run`] brings the two together, [`scoring`] marks answers as the official programs do, and [`journal`] keeps what
 //!   is done, so that a run that was cut off goes on;
 //! - [`statistics`] puts intervals around the means, and [`report`] writes tables, JSON and a page with plots.
@@ -20,6 +21,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+pub mod baselines;
 pub mod data;
 pub mod draw;
 mod error;

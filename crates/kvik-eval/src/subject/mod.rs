@@ -6,7 +6,7 @@
 
 mod engine;
 
-pub use engine::EngineSubject;
+pub use engine::{EngineSequence, EngineSubject, SESSIONS};
 
 use crate::EvalError;
 

@@ -10,24 +10,23 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kvik_eval::{
+    baselines::{Baseline, with_baselines},
     data::DataFolder,
     item::Mode,
     journal::Journal,
     prompt::Prompter,
     report::Report,
     run::{self, QuestionPlace, Settings},
-    subject::EngineSubject,
+    subject::{EngineSubject, SESSIONS},
     tasks::{Choice, Kit, Plan, REGISTRY},
 };
+use kvik_kv::Pipeline;
 use kvik_model::{ChatTemplate, Checkpoint, Tokenizer};
 
 use super::Interrupted;
 use super::engine_args::EngineArgs;
 use super::interrupt::Interrupt;
 use super::numbers::{at_least_one, whole};
-
-/// Sessions that an evaluation holds at once: a shared context, an overlay on it, and one more that is being made.
-const SESSIONS: usize = 3;
 
 /// Measure what a model can still do with a smaller KV cache, next to the full one
 #[derive(Debug, clap::Args)]
@@ -39,6 +38,15 @@ pub struct Args {
     /// Show the tasks and their parts
     #[arg(long)]
     list: bool,
+    /// A pipeline that rewrites the cache, such as 'snapkv(budget=512)'; may be given several times
+    #[arg(long, value_name = "PIPELINE")]
+    kv: Vec<String>,
+    /// What stands beside the pipelines at the same budget, besides the full cache
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "streaming,random")]
+    baselines: Vec<BaselineName>,
+    /// Rows that a head keeps under the baselines [default: as many as under each pipeline]
+    #[arg(long, value_name = "ROWS", value_parser = at_least_one)]
+    budget: Option<usize>,
     /// Lengths of the prompts in tokens
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1024", value_parser = at_least_one)]
     lengths: Vec<usize>,
@@ -80,7 +88,19 @@ const EXAMPLES: &str = "\
 Examples:
   kvik eval --list
   kvik eval --task ppl,kl --lengths 1024 --items 5
-  kvik eval --task niah,passkey --lengths 1024,2048 --items 20 --html report.html --resume run.jsonl";
+  kvik eval --task passkey,niah --kv 'snapkv(budget=512)' --lengths 1024,2048 --items 20 --html report.html
+  kvik eval --task scbench:kv --kv 'snapkv(budget=256)' --items 50 --resume run.jsonl --json numbers.json";
+
+/// [`Baseline`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum BaselineName {
+    /// The first tokens and the most recent ones
+    Streaming,
+    /// Tokens at random
+    Random,
+    /// Only what --kv says
+    None,
+}
 
 /// [`Mode`] on the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -107,6 +127,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let choices = Choice::parse_all(&args.task)?;
     let plan = args.plan();
     plan.validate()?;
+    let (pipelines, notes) = args.pipelines()?;
     for path in [&args.json, &args.html].into_iter().flatten() {
         check_writable(path)?;
     }
@@ -132,7 +153,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
     let interrupt = Interrupt::install()?;
     let progress = progress_bar();
-    let mut subject = EngineSubject::new(&mut loaded.engine);
+    let mut subject = EngineSubject::new(&mut loaded.engine, &pipelines)?;
     interrupt.begin();
     let run = run::run(&mut subject, &kit, prepared, &settings, &mut journal, &mut |at| {
         progress.set_length(at.total as u64);
@@ -144,7 +165,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     progress.finish_and_clear();
     let run = run?;
 
-    let report = Report::new(&run, &settings, plan.seed, Vec::new());
+    let report = Report::new(&run, &settings, plan.seed, notes);
     args.show(&report)?;
     if report.finished { Ok(()) } else { Err(Interrupted.into()) }
 }
@@ -164,6 +185,18 @@ impl Args {
                 Some(ModeName::MultiRequest) => vec![Mode::MultiRequest],
             },
         }
+    }
+
+    /// The pipelines with their baselines, and what is to be said about them.
+    fn pipelines(&self) -> anyhow::Result<(Vec<Pipeline>, Vec<String>)> {
+        let parse = |text: &String| Pipeline::parse(text).map_err(|error| anyhow!("--kv: {error}"));
+        let pipelines = self.kv.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
+        let baselines = self.baselines.iter().filter_map(|name| match name {
+            BaselineName::Streaming => Some(Baseline::Streaming),
+            BaselineName::Random => Some(Baseline::Random),
+            BaselineName::None => None,
+        });
+        Ok(with_baselines(&pipelines, &baselines.collect::<Vec<_>>(), self.budget))
     }
 
     fn show(&self, report: &Report) -> anyhow::Result<()> {
