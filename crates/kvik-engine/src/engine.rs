@@ -235,7 +235,8 @@ impl Engine {
     }
 
     /// The log-probability of each token of `ids` given those before it, and of the `top` most likely at its place, all
-    /// tokens computed as those of `phase`.
+    /// tokens computed as those of `phase`, with a cache that the methods of `pipeline` rewrite: while tokens are decoded, or
+    /// chunk by chunk of a prompt. Those that wait for a prompt's end do nothing.
     ///
     /// `on_progress(done, total)` hears how many tokens are scored.
     ///
@@ -243,13 +244,14 @@ impl Engine {
     /// [`EngineError`] when the text has less than two tokens, does not fit the context, or has unknown tokens.
     pub fn score(
         &mut self,
+        pipeline: &Pipeline,
         ids: &[u32],
         top: usize,
         phase: Phase,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Score, EngineError> {
         let context_tokens = self.context_tokens();
-        let mut session = self.session();
+        let mut session = self.session_with(pipeline)?;
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
         score::score(&mut sequence, &self.pool, context_tokens, ids, top, phase, on_progress)

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, bench, chat, eval, generate, inspect, pull, score, tokenize};
+use commands::{Interrupted, bench, chat, eval, generate, inspect, methods, pull, score, tokenize};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -36,6 +36,7 @@ enum Verb {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Score(score::Args),
+    Methods(methods::Args),
     Bench(bench::Args),
     Eval(eval::Args),
 }
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Score(args) => score::run(&args),
+        Verb::Methods(args) => methods::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Eval(args) => eval::run(&args),
     };

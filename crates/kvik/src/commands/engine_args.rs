@@ -3,15 +3,26 @@
 use std::path::PathBuf;
 
 use anyhow::{anyhow, bail};
-use kvik_engine::{Engine, EngineOptions};
+use kvik_engine::{Engine, EngineOptions, Session};
 use kvik_kernels::Isa;
+use kvik_kv::Pipeline;
 use kvik_model::ChatTemplate;
 
 use super::model_args::ModelArgs;
 use super::numbers::whole;
 
+/// Which model runs, how, and with which cache.
 #[derive(Debug, clap::Args)]
 pub struct EngineArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    kv: KvArgs,
+}
+
+/// Which model runs and how.
+#[derive(Debug, clap::Args)]
+pub struct LoadArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Threads to compute on [default: one for each core]
@@ -28,20 +39,32 @@ pub struct EngineArgs {
     prefill_chunk: usize,
 }
 
-/// An engine, and the path of the model in it.
+/// What becomes of the keys and values.
+#[derive(Debug, clap::Args)]
+pub struct KvArgs {
+    /// Methods that rewrite the cache, such as 'snapkv(budget=512)+kivi(bits=2)'; `kvik methods` lists them
+    #[arg(long = "kv", value_name = "PIPELINE", default_value = "full", help_heading = "Cache")]
+    #[arg(value_parser = Pipeline::parse)]
+    pub pipeline: Pipeline,
+}
+
+/// An engine, the path of the model in it, and the methods that its sessions are to have.
 pub struct Loaded {
     pub engine: Engine,
     pub path: PathBuf,
+    pub pipeline: Pipeline,
 }
 
 impl EngineArgs {
     /// Loads the model, fetched on first use.
     pub fn load(&self) -> anyhow::Result<Loaded> {
-        self.load_for(EngineOptions::default().sessions)
+        self.load.with(EngineOptions::default().sessions, self.kv.pipeline.clone())
     }
+}
 
-    /// Loads the model, fetched on first use, with room for `sessions` full contexts.
-    pub fn load_for(&self, sessions: usize) -> anyhow::Result<Loaded> {
+impl LoadArgs {
+    /// Loads the model, fetched on first use, with room for `sessions` full contexts, whose caches `pipeline` rewrites.
+    pub fn with(&self, sessions: usize, pipeline: Pipeline) -> anyhow::Result<Loaded> {
         if let Err(unknown) = Isa::requested() {
             bail!("KVIK_ISA: {unknown}");
         }
@@ -53,11 +76,16 @@ impl EngineArgs {
             sessions,
         };
         let engine = Engine::load(&path, &options)?;
-        Ok(Loaded { engine, path })
+        Ok(Loaded { engine, path, pipeline })
     }
 }
 
 impl Loaded {
+    /// A new session with the pipeline that was asked for.
+    pub fn session(&self) -> anyhow::Result<Session> {
+        Ok(self.engine.session_with(&self.pipeline)?)
+    }
+
     /// The model's name for people: that of its file or folder.
     pub fn name(&self) -> String {
         self.path.file_stem().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()

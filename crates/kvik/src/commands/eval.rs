@@ -24,7 +24,7 @@ use kvik_kv::Pipeline;
 use kvik_model::{ChatTemplate, Checkpoint, Tokenizer};
 
 use super::Interrupted;
-use super::engine_args::EngineArgs;
+use super::engine_args::LoadArgs;
 use super::interrupt::Interrupt;
 use super::numbers::{at_least_one, whole};
 
@@ -38,14 +38,15 @@ pub struct Args {
     /// Show the tasks and their parts
     #[arg(long)]
     list: bool,
-    /// A pipeline that rewrites the cache, such as 'snapkv(budget=512)'; may be given several times
-    #[arg(long, value_name = "PIPELINE")]
-    kv: Vec<String>,
+    /// Methods that rewrite the cache, such as 'snapkv(budget=512)+kivi(bits=2)'; once for each pipeline to compare
+    #[arg(long, value_name = "PIPELINE", help_heading = "Cache", value_parser = Pipeline::parse)]
+    kv: Vec<Pipeline>,
     /// What stands beside the pipelines at the same budget, besides the full cache
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "streaming,random")]
+    #[arg(help_heading = "Cache")]
     baselines: Vec<BaselineName>,
     /// Rows that a head keeps under the baselines [default: as many as under each pipeline]
-    #[arg(long, value_name = "ROWS", value_parser = at_least_one)]
+    #[arg(long, value_name = "ROWS", help_heading = "Cache", value_parser = at_least_one)]
     budget: Option<usize>,
     /// Lengths of the prompts in tokens
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1024", value_parser = at_least_one)]
@@ -81,7 +82,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
     #[command(flatten)]
-    engine: EngineArgs,
+    load: LoadArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -127,7 +128,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let choices = Choice::parse_all(&args.task)?;
     let plan = args.plan();
     plan.validate()?;
-    let (pipelines, notes) = args.pipelines()?;
+    let (pipelines, notes) = args.pipelines();
     for path in [&args.json, &args.html].into_iter().flatten() {
         check_writable(path)?;
     }
@@ -136,7 +137,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => Journal::in_memory(),
     };
 
-    let mut loaded = args.engine.load_for(SESSIONS)?;
+    let mut loaded = args.load.with(SESSIONS, Pipeline::full())?;
     let settings = Settings {
         model: loaded.name(),
         question: match args.question {
@@ -188,15 +189,13 @@ impl Args {
     }
 
     /// The pipelines with their baselines, and what is to be said about them.
-    fn pipelines(&self) -> anyhow::Result<(Vec<Pipeline>, Vec<String>)> {
-        let parse = |text: &String| Pipeline::parse(text).map_err(|error| anyhow!("--kv: {error}"));
-        let pipelines = self.kv.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
+    fn pipelines(&self) -> (Vec<Pipeline>, Vec<String>) {
         let baselines = self.baselines.iter().filter_map(|name| match name {
             BaselineName::Streaming => Some(Baseline::Streaming),
             BaselineName::Random => Some(Baseline::Random),
             BaselineName::None => None,
         });
-        Ok(with_baselines(&pipelines, &baselines.collect::<Vec<_>>(), self.budget))
+        with_baselines(&self.kv, &baselines.collect::<Vec<_>>(), self.budget)
     }
 
     fn show(&self, report: &Report) -> anyhow::Result<()> {

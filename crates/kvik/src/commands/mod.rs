@@ -5,6 +5,7 @@ pub mod chat;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod methods;
 pub mod pull;
 pub mod score;
 pub mod tokenize;
