@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-git ls-files -z -- Cargo.toml Cargo.lock crates rustfmt.toml | xargs -0 cp --parents -t "$copy"
+git ls-files -z -- Cargo.toml Cargo.lock crates data rustfmt.toml | xargs -0 cp --parents -t "$copy"
 grep -rlZ 'target_arch = "x86_64"' "$copy/crates" --include '*.rs' |
     xargs -0 sed -i 's/target_arch = "x86_64"/target_arch = "no_such_architecture"/g'
 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}/portable \

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, bench, chat, generate, inspect, methods, microscope, pull, score, tokenize};
+use commands::{
+    Interrupted, bench, chat, eval, generate, inspect, methods, microscope, pull, score, tokenize,
+};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -39,6 +41,7 @@ enum Verb {
     Methods(methods::Args),
     Microscope(microscope::Args),
     Bench(bench::Args),
+    Eval(eval::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Methods(args) => methods::run(&args),
         Verb::Microscope(args) => microscope::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Eval(args) => eval::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

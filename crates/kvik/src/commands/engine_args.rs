@@ -11,8 +11,18 @@ use kvik_model::ChatTemplate;
 use super::model_args::ModelArgs;
 use super::numbers::whole;
 
+/// Which model runs, how, and with which cache.
 #[derive(Debug, clap::Args)]
 pub struct EngineArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    kv: KvArgs,
+}
+
+/// Which model runs and how.
+#[derive(Debug, clap::Args)]
+pub struct LoadArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Threads to compute on [default: one for each core]
@@ -27,8 +37,6 @@ pub struct EngineArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = EngineOptions::default().prefill_chunk_tokens)]
     #[arg(help_heading = "Model", value_parser = whole::<usize>, allow_negative_numbers = true)]
     prefill_chunk: usize,
-    #[command(flatten)]
-    kv: KvArgs,
 }
 
 /// What becomes of the keys and values.
@@ -50,6 +58,13 @@ pub struct Loaded {
 impl EngineArgs {
     /// Loads the model, fetched on first use.
     pub fn load(&self) -> anyhow::Result<Loaded> {
+        self.load.with(EngineOptions::default().sessions, self.kv.pipeline.clone())
+    }
+}
+
+impl LoadArgs {
+    /// Loads the model, fetched on first use, with room for `sessions` full contexts, whose caches `pipeline` rewrites.
+    pub fn with(&self, sessions: usize, pipeline: Pipeline) -> anyhow::Result<Loaded> {
         if let Err(unknown) = Isa::requested() {
             bail!("KVIK_ISA: {unknown}");
         }
@@ -58,10 +73,10 @@ impl EngineArgs {
             threads: self.threads,
             context_tokens: self.ctx,
             prefill_chunk_tokens: self.prefill_chunk,
-            ..EngineOptions::default()
+            sessions,
         };
         let engine = Engine::load(&path, &options)?;
-        Ok(Loaded { engine, path, pipeline: self.kv.pipeline.clone() })
+        Ok(Loaded { engine, path, pipeline })
     }
 }
 
