@@ -1,5 +1,6 @@
 //! Every method, one file each. A new one is a file here, its name in the first list and its `INFO` in the second.
 
+pub mod kivi;
 pub mod random;
 pub mod snapkv;
 pub mod streaming;
@@ -7,4 +8,4 @@ pub mod streaming;
 use crate::MethodInfo;
 
 /// All methods, by name.
-pub static METHODS: &[&MethodInfo] = &[&random::INFO, &snapkv::INFO, &streaming::INFO];
+pub static METHODS: &[&MethodInfo] = &[&kivi::INFO, &random::INFO, &snapkv::INFO, &streaming::INFO];
