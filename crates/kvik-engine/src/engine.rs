@@ -9,7 +9,7 @@ use crate::{
     session::{Sequence, Session, check_vocabulary},
 };
 use kvik_kernels::{Phase, ThreadPool};
-use kvik_kv::{KvShape, KvStore, Pipeline};
+use kvik_kv::{KvShape, KvStore, Method, Pipeline};
 use kvik_model::{
     ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, layers::Logits,
     tokenizer::TokenizerError,
@@ -128,6 +128,21 @@ impl Engine {
         Ok(Session::new(self.local.store.sequence_with(pipeline)?))
     }
 
+    /// As [`Self::session_with`], and after the pipeline's methods comes `last`: one that watches, for example.
+    ///
+    /// # Errors
+    /// As for [`Self::session_with`].
+    pub fn session_watched(
+        &self,
+        pipeline: &Pipeline,
+        last: Box<dyn Method>,
+    ) -> Result<Session, EngineError> {
+        let store = &self.local.store;
+        let mut methods = pipeline.methods(store.shape())?;
+        methods.push(last);
+        Ok(Session::new(store.sequence_of(methods)))
+    }
+
     /// A second sequence with the same past. Memory is shared until one of the two changes it.
     pub fn fork(&mut self, session: &Session) -> Session {
         let mut fork = Session::new(session.cache.fork(&mut self.local.store));
@@ -235,7 +250,8 @@ impl Engine {
     }
 
     /// The log-probability of each token of `ids` given those before it, and of the `top` most likely at its place, all
-    /// tokens computed as those of `phase`.
+    /// tokens computed as those of `phase`, with a cache that the methods of `pipeline` rewrite: while tokens are decoded, or
+    /// chunk by chunk of a prompt. Those that wait for a prompt's end do nothing.
     ///
     /// `on_progress(done, total)` hears how many tokens are scored.
     ///
@@ -243,13 +259,14 @@ impl Engine {
     /// [`EngineError`] when the text has less than two tokens, does not fit the context, or has unknown tokens.
     pub fn score(
         &mut self,
+        pipeline: &Pipeline,
         ids: &[u32],
         top: usize,
         phase: Phase,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Score, EngineError> {
         let context_tokens = self.context_tokens();
-        let mut session = self.session();
+        let mut session = self.session_with(pipeline)?;
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
         score::score(&mut sequence, &self.pool, context_tokens, ids, top, phase, on_progress)

@@ -7,6 +7,7 @@ use kvik_engine::{
     Engine, EngineError, EngineOptions, Event, GenerateRequest, Generation, Phase, SamplingOptions, Session,
     StopReason, TokenLogprob,
 };
+use kvik_kv::Pipeline;
 use std::{
     fs,
     ops::ControlFlow,
@@ -136,7 +137,7 @@ fn scores_are_the_log_probabilities_of_generation() {
         let mut engine = load(&folder, 2, 512);
         let generation = generate_anew(&mut engine, &greedy(prompt()));
         let ids = [generation.prompt_ids, generation.completion_ids].concat();
-        let score = engine.score(&ids, 3, Phase::Prefill, &mut |_, _| {}).unwrap();
+        let score = engine.score(&Pipeline::full(), &ids, 3, Phase::Prefill, &mut |_, _| {}).unwrap();
         for (position, token) in (33..).zip(&generation.logprobs) {
             let scored = TokenLogprob {
                 id: token.id,
@@ -168,7 +169,8 @@ fn scores_are_the_references() {
         .collect();
     let first_row = golden["prompts"][1]["first_row"].as_u64().unwrap() as usize;
 
-    let score = load(&folder, 1, 512).score(&ids, 0, Phase::Prefill, &mut |_, _| {}).unwrap();
+    let score =
+        load(&folder, 1, 512).score(&Pipeline::full(), &ids, 0, Phase::Prefill, &mut |_, _| {}).unwrap();
     let mut sum = 0.0;
     for position in 1..ids.len() {
         let row = &logits[(first_row + position - 1) * vocab_size..][..vocab_size];
@@ -216,7 +218,7 @@ fn the_context_is_the_models_unless_another_is_asked_for() {
     let mut engine = load(Some(40)).unwrap();
     let full = generate_anew(&mut engine, &greedy(prompt()));
     assert_eq!((full.completion_ids.len(), full.stop), (7, StopReason::ContextFull));
-    let error = engine.score(&[5; 41], 0, Phase::Prefill, &mut |_, _| {}).unwrap_err();
+    let error = engine.score(&Pipeline::full(), &[5; 41], 0, Phase::Prefill, &mut |_, _| {}).unwrap_err();
     assert!(matches!(error, EngineError::TextTooLong { text_tokens: 41, context_tokens: 40 }));
 }
 

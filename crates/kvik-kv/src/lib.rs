@@ -16,6 +16,7 @@
 
 mod attend;
 pub mod budget;
+mod draw;
 mod evidence;
 mod head;
 mod method;

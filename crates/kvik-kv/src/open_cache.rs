@@ -82,6 +82,17 @@ impl OpenCache<'_> {
         segments.flat_map(|segment| (0..segment.len()).map(|row| segment.position(row))).collect()
     }
 
+    /// The row with the lowest position among a head's rows from row `from` on.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn oldest(&self, layer: usize, kv_head: usize, from: usize) -> usize {
+        let segments = self.segments(layer, kv_head).iter();
+        let positions = segments.flat_map(|segment| (0..segment.len()).map(|row| segment.position(row)));
+        let rows = positions.enumerate().skip(from);
+        rows.min_by_key(|(_, position)| *position).expect("there is a row").0
+    }
+
     /// Segments of a head, in the order in which attention folds them.
     pub fn segments(&self, layer: usize, kv_head: usize) -> &[Segment] {
         &self.head(layer, kv_head).segments

@@ -31,13 +31,15 @@ pub struct KvShape {
     pub layers: Vec<LayerShape>,
     /// How each layer's keys are rotated; `None` where they are not.
     pub rotary: Vec<Option<Arc<Rotary>>>,
+    /// Which model this is, for calibrations that hold for one model only; empty if nobody can say.
+    pub fingerprint: String,
 }
 
 impl KvShape {
     /// Layers whose keys are not rotated.
     pub fn unrotated(layers: Vec<LayerShape>) -> Self {
         let rotary = vec![None; layers.len()];
-        Self { layers, rotary }
+        Self { layers, rotary, fingerprint: String::new() }
     }
 
     /// Bytes of a plain bf16 cache of `tokens` tokens that keeps every token at every layer: the yardstick that

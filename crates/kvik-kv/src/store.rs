@@ -14,7 +14,7 @@ use std::{
 use kvik_kernels::attention::{PlaneKind, TILE_TOKENS};
 use kvik_memory::{BlockId, BlockPool, BlockWriter, Owner, PoolExhausted};
 
-use crate::{KvShape, LayerShape, SequenceCache};
+use crate::{KvShape, LayerShape, Method, SequenceCache};
 
 /// Why a store cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -170,7 +170,12 @@ impl KvStore {
     /// # Errors
     /// [`CacheError::Method`] if a method does not fit this model.
     pub fn sequence_with(&self, pipeline: &crate::Pipeline) -> Result<SequenceCache, CacheError> {
-        Ok(SequenceCache::new(self, self.returned.clone(), pipeline.methods(&self.shape)?))
+        Ok(self.sequence_of(pipeline.methods(&self.shape)?))
+    }
+
+    /// A new, empty sequence whose cache `methods` rewrite, those of a pipeline or others.
+    pub fn sequence_of(&self, methods: Vec<Box<dyn Method>>) -> SequenceCache {
+        SequenceCache::new(self, self.returned.clone(), methods)
     }
 
     /// Bytes of the blocks in use.

@@ -115,7 +115,12 @@ impl Model {
             trained_context,
             position_limit: network.position_limit(),
         };
-        Ok(Self { network, config, kv_shape: KvShape { layers, rotary }, step_weights: loaded.get() })
+        Ok(Self {
+            network,
+            config,
+            kv_shape: KvShape { layers, rotary, fingerprint: String::new() },
+            step_weights: loaded.get(),
+        })
     }
 
     /// What the model is.

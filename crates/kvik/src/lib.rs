@@ -9,5 +9,6 @@
 
 pub mod bench;
 pub mod cache;
+pub mod microscope;
 pub mod models;
 pub mod pull;

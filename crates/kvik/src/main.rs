@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{Interrupted, bench, chat, generate, inspect, pull, score, tokenize};
+use commands::{Interrupted, bench, chat, generate, inspect, methods, microscope, pull, score, tokenize};
 
 /// Kvik runs language models on this machine: one binary, no set-up.
 #[derive(Debug, Parser)]
@@ -36,6 +36,8 @@ enum Verb {
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
     Score(score::Args),
+    Methods(methods::Args),
+    Microscope(microscope::Args),
     Bench(bench::Args),
 }
 
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Score(args) => score::run(&args),
+        Verb::Methods(args) => methods::run(&args),
+        Verb::Microscope(args) => microscope::run(&args),
         Verb::Bench(args) => bench::run(&args),
     };
     match outcome {

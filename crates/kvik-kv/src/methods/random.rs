@@ -7,7 +7,8 @@
 //! It has no paper: it is what a method that chooses tokens is compared with.
 
 use crate::{
-    CacheError, Direction, Method, MethodInfo, OpenCache, Parameter, ParameterKind, select::top_rows,
+    CacheError, Direction, Method, MethodInfo, OpenCache, Parameter, ParameterKind, draw::uniform,
+    select::top_rows,
 };
 
 /// What the registry knows of it.
@@ -76,7 +77,7 @@ impl Method for Random {
         for (layer, kv_head) in cache.heads() {
             let rows = cache.rows(layer, kv_head);
             if rows > self.budget {
-                let draw = |row: usize| self.draw(layer as u64, kv_head as u64, row as u64);
+                let draw = |row: usize| uniform(self.seed, &[layer as u64, kv_head as u64, row as u64]);
                 let scores: Vec<f32> = (0..rows).map(draw).collect();
                 let pinned = |row: usize| row < self.sinks || row + self.recent >= rows;
                 cache.retain(layer, kv_head, &top_rows(&scores, self.budget, pinned))?;
@@ -87,20 +88,5 @@ impl Method for Random {
 
     fn fork(&self) -> Box<dyn Method> {
         Box::new(self.clone())
-    }
-}
-
-impl Random {
-    /// A number in 0..1 for a row.
-    fn draw(&self, layer: u64, kv_head: u64, row: u64) -> f32 {
-        let mut x = self.seed;
-        for key in [layer, kv_head, row] {
-            // SplitMix64 (Steele et al. 2014).
-            x = (x ^ key).wrapping_add(0x9e37_79b9_7f4a_7c15);
-            x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            x ^= x >> 31;
-        }
-        (x >> 40) as f32 / (1u64 << 24) as f32
     }
 }

@@ -75,9 +75,8 @@ impl Method for Streaming {
         // The oldest row that is no sink goes; the newest takes its place.
         for (layer, kv_head) in cache.heads() {
             while cache.rows(layer, kv_head) > self.budget {
-                let positions = cache.positions(layer, kv_head);
-                let oldest = (self.sinks..positions.len()).min_by_key(|&row| positions[row]);
-                cache.evict(layer, kv_head, oldest.unwrap_or(0))?;
+                let oldest = cache.oldest(layer, kv_head, self.sinks);
+                cache.evict(layer, kv_head, oldest)?;
             }
         }
         Ok(())

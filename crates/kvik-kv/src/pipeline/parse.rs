@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn stages_that_contradict_each_other_are_refused_with_the_reason() {
-        let (at, message) = refused("snapkv+h2o");
+        let (at, message) = refused("snapkv+streaming");
         assert_eq!(at, 7);
         assert!(message.contains("which tokens"), "{message}");
         let (_, message) = refused("snapkv(budget=10,window=32)");

@@ -66,7 +66,7 @@ impl MethodInfo {
     }
 
     /// The methods that it goes together with, before or after it.
-    pub fn composes_with(&self) -> impl Iterator<Item = &'static MethodInfo> + '_ {
+    pub fn composes_with(&'static self) -> impl Iterator<Item = &'static MethodInfo> {
         METHODS.iter().copied().filter(move |other| {
             let (first, second) =
                 if self.direction <= other.direction { (self, *other) } else { (*other, self) };
@@ -106,7 +106,7 @@ pub fn names() -> String {
 }
 
 /// What to say of a name that no method has.
-pub(super) fn unknown(name: &str) -> String {
+pub fn unknown(name: &str) -> String {
     let nearest = METHODS
         .iter()
         .map(|method| (strsim::damerau_levenshtein(method.name, name), method.name))

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use kvik_kernels::ThreadPool;
-use kvik_kv::{KvStore, KvStoreError, SequenceCache};
+use kvik_kv::{CacheError, KvStore, Pipeline, SequenceCache};
 use kvik_model::{
     ForwardError, Model,
     layers::{Logits, Phase, Span, Workspace},
@@ -21,16 +21,21 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// `model` on the threads of `pool`, with room for each of `figures`.
+    /// `model` on the threads of `pool`, with room for each of `figures` and caches that `pipeline` rewrites.
     ///
     /// # Errors
-    /// If the system refuses the address space of the caches.
-    pub fn new(model: &'a Model, pool: &'a ThreadPool, figures: &[Figure]) -> Result<Self, KvStoreError> {
+    /// If the system refuses the address space of the caches, or a method does not fit the model.
+    pub fn new(
+        model: &'a Model,
+        pool: &'a ThreadPool,
+        pipeline: &Pipeline,
+        figures: &[Figure],
+    ) -> Result<Self, CacheError> {
         let most = |of: fn(Figure) -> usize| figures.iter().map(|&figure| of(figure)).max().unwrap_or(1);
         let (sequences, tokens) = (most(Figure::sequences), most(Figure::length));
         let store = KvStore::new(model.kv_shape().clone(), sequences, tokens, PREFILL_CHUNK)?;
         let workspace = model.workspace(pool.threads(), tokens);
-        let caches = (0..sequences).map(|_| store.sequence()).collect();
+        let caches = (0..sequences).map(|_| store.sequence_with(pipeline)).collect::<Result<_, _>>()?;
         Ok(Self { model, pool, store, workspace, caches })
     }
 
@@ -71,6 +76,9 @@ impl<'a> Subject<'a> {
             let logits = if chunks.peek().is_some() { Logits::None } else { Logits::Last };
             let span = Span { cache, tokens, logits, phase: Phase::Prefill };
             self.model.forward(self.pool, &mut self.workspace, &mut self.store, &mut [span])?;
+            if chunks.peek().is_none() {
+                cache.end_of_prompt(self.pool, &mut self.store)?;
+            }
         }
         Ok(())
     }
@@ -120,7 +128,7 @@ mod tests {
                 Figure::Decode { sequences: 1, depth: 30, gen_tokens: 3 },
                 Figure::Decode { sequences: 4, depth: 9, gen_tokens: 5 },
             ];
-            let mut subject = Subject::new(&model, &pool, &figures).unwrap();
+            let mut subject = Subject::new(&model, &pool, &Pipeline::full(), &figures).unwrap();
             for figure in figures.into_iter().chain(figures) {
                 assert!(subject.measure(figure).unwrap() > 0.0);
                 for cache in &subject.caches[..figure.sequences()] {

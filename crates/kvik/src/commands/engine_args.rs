@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{anyhow, bail};
-use kvik_engine::{Engine, EngineOptions};
+use kvik_engine::{Engine, EngineOptions, Session};
 use kvik_kernels::Isa;
+use kvik_kv::Pipeline;
 use kvik_model::ChatTemplate;
 
 use super::model_args::ModelArgs;
@@ -26,12 +27,24 @@ pub struct EngineArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = EngineOptions::default().prefill_chunk_tokens)]
     #[arg(help_heading = "Model", value_parser = whole::<usize>, allow_negative_numbers = true)]
     prefill_chunk: usize,
+    #[command(flatten)]
+    kv: KvArgs,
 }
 
-/// An engine, and the path of the model in it.
+/// What becomes of the keys and values.
+#[derive(Debug, clap::Args)]
+pub struct KvArgs {
+    /// Methods that rewrite the cache, such as 'snapkv(budget=512)+kivi(bits=2)'; `kvik methods` lists them
+    #[arg(long = "kv", value_name = "PIPELINE", default_value = "full", help_heading = "Cache")]
+    #[arg(value_parser = Pipeline::parse)]
+    pub pipeline: Pipeline,
+}
+
+/// An engine, the path of the model in it, and the methods that its sessions are to have.
 pub struct Loaded {
     pub engine: Engine,
     pub path: PathBuf,
+    pub pipeline: Pipeline,
 }
 
 impl EngineArgs {
@@ -48,11 +61,16 @@ impl EngineArgs {
             ..EngineOptions::default()
         };
         let engine = Engine::load(&path, &options)?;
-        Ok(Loaded { engine, path })
+        Ok(Loaded { engine, path, pipeline: self.kv.pipeline.clone() })
     }
 }
 
 impl Loaded {
+    /// A new session with the pipeline that was asked for.
+    pub fn session(&self) -> anyhow::Result<Session> {
+        Ok(self.engine.session_with(&self.pipeline)?)
+    }
+
     /// The model's name for people: that of its file or folder.
     pub fn name(&self) -> String {
         self.path.file_stem().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()

@@ -58,7 +58,8 @@ Examples:
   kvik generate \"Why is the sky blue?\"
   kvik generate --file letter.txt --system \"Answer in one sentence.\" --temperature 0
   echo \"Once upon a time\" | kvik generate --raw --model gemma3-270m --max-tokens 100
-  kvik generate \"Name a colour.\" --json --logprobs 3 --seed 1";
+  kvik generate \"Name a colour.\" --json --logprobs 3 --seed 1
+  kvik generate --file report.txt --kv 'snapkv(budget=512)+kivi(bits=4)'";
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let prompt = read_text(args.prompt.as_deref(), args.file.as_deref())?;
@@ -76,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     loaded.check_fits(request.prompt.len())?;
 
     let interrupt = Interrupt::install()?;
-    let mut session = loaded.engine.session();
+    let mut session = loaded.session()?;
     let stream = Stream { print: !args.json, interrupt: &interrupt };
     let generation = stream.run(&mut loaded.engine, &mut session, &request)?;
 
@@ -133,6 +134,7 @@ struct Report<'a> {
     decode_tokens_per_second: f64,
     time_to_first_token_seconds: f64,
     peak_resident_bytes: Option<u64>,
+    kv: String,
     kv_bytes_in_use: usize,
     kv_bytes_uncompressed_bf16: usize,
     model: &'a Path,
@@ -169,6 +171,7 @@ impl<'a> Report<'a> {
             decode_tokens_per_second: generation.decode_tokens_per_second(),
             time_to_first_token_seconds: generation.time_to_first_token_seconds,
             peak_resident_bytes: counters::peak_resident_bytes(),
+            kv: loaded.pipeline.to_string(),
             kv_bytes_in_use: generation.kv_bytes_in_use,
             kv_bytes_uncompressed_bf16: generation.kv_bytes_uncompressed_bf16,
             model: &loaded.path,

@@ -4,6 +4,8 @@ pub mod bench;
 pub mod chat;
 pub mod generate;
 pub mod inspect;
+pub mod methods;
+pub mod microscope;
 pub mod pull;
 pub mod score;
 pub mod tokenize;

@@ -89,9 +89,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
 
     let progress = progress_bar(ids.len());
-    let score = loaded
-        .engine
-        .score(&ids, args.top, args.phase.into(), &mut |done, _| progress.set_position(done as u64))?;
+    let score =
+        loaded.engine.score(&loaded.pipeline, &ids, args.top, args.phase.into(), &mut |done, _| {
+            progress.set_position(done as u64)
+        })?;
     progress.finish_and_clear();
 
     let mut out = io::BufWriter::new(io::stdout().lock());

@@ -17,7 +17,7 @@ use kvik_kernels::Isa;
 use kvik_model::{Checkpoint, Model};
 
 use super::{RunArgs, progress};
-use crate::commands::model_args::ModelArgs;
+use crate::commands::{engine_args::KvArgs, model_args::ModelArgs};
 
 /// Measure how fast a model reads prompts and writes tokens, alone and in batches
 #[derive(Debug, clap::Args)]
@@ -46,6 +46,8 @@ pub struct Args {
     /// The same for batches, with output as that of `llama-batched-bench --output-format jsonl`
     #[arg(long = "peer-batch", value_name = "NAME=CMD")]
     batch_peers: Vec<Peer>,
+    #[command(flatten)]
+    kv: KvArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -136,7 +138,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         anyhow::bail!("there is nothing to measure: name at least one of --prefill, --depths and --batch");
     }
     let race = Race {
-        subject: Subject::new(&model, &pool, &figures)?,
+        subject: Subject::new(&model, &pool, &args.kv.pipeline, &figures)?,
         cost: ModelCost::of(&model, Isa::active()),
         gauge: Gauge::new(Isa::active(), pool.threads())?,
         pool: &pool,

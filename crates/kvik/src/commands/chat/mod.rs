@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let editor = Editor::open(Cache::from_env().ok().map(|cache| cache.chat_history()))?;
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let mut chat = Chat {
-        session: loaded.engine.session(),
+        session: loaded.session()?,
         conversation: Conversation::new(args.system.clone()),
         interrupt: Interrupt::install()?,
         colours: io::stderr().is_terminal() && io::stdout().is_terminal() && !no_color,
