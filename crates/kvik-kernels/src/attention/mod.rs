@@ -28,6 +28,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod column_sums;
+mod encoding;
 mod items;
 mod rotary;
 mod scalar;
@@ -37,6 +38,7 @@ mod tile;
 
 pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
 pub use column_sums::{ColumnSums, ObservedRows, column_sums};
+pub use encoding::Affine;
 pub use rotary::{PairLayout, Rotary};
 pub use scratch::AttentionScratch;
 pub use stored::{Codec, PlaneKind, RowScales, StoredPlane, StoredTile, TileBuffer};

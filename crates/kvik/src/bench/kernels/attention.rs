@@ -1,12 +1,15 @@
 //! Attention over a bf16 cache: one query token deep in a sequence, and a chunk of a prompt.
+//!
+//! The one token attends over encoded caches as well, in turns with the bf16 one: what it reads is less, and is decoded on the
+//! way.
 
 use std::{iter::repeat_with, ops::Range};
 
 use kvik_kernels::{
     Phase, ThreadPool,
     attention::{
-        AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Positions, Reach, StoredTile,
-        TILE_TOKENS, Tile, TileShape, attend,
+        Affine, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Codec, PlaneKind, Positions,
+        Reach, StoredPlane, StoredTile, TILE_TOKENS, TileShape, attend,
     },
 };
 
@@ -39,12 +42,27 @@ pub(super) const CASES: [Case; 4] = [
     },
 ];
 
-/// The attention of `case`, if it is wanted.
+/// Bits of the codes of encoded caches; they come in groups of 32, as KIVI's.
+const CODE_BITS: [usize; 2] = [4, 2];
+
+/// The attention of `case` over caches of every encoding, as far as they are wanted.
 pub(super) fn kernels<'a>(pool: &'a ThreadPool, options: &KernelOptions, case: &Case) -> Vec<Kernel<'a>> {
+    let codecs = CODE_BITS.map(|bits| Some(Affine::new(bits, 32).on(options.isa)));
+    let codecs = codecs.into_iter().filter(|_| case.query_tokens == 1);
+    [None].into_iter().chain(codecs).filter_map(|codec| kernel(pool, options, case, codec)).collect()
+}
+
+fn kernel<'a>(
+    pool: &'a ThreadPool,
+    options: &KernelOptions,
+    case: &Case,
+    codec: Option<Affine>,
+) -> Option<Kernel<'a>> {
     let &Case { name, heads, kv_heads, head_dim, tokens, query_tokens } = case;
-    let name = format!("attention {name}, {query_tokens} of {tokens} tokens");
+    let encoding = codec.map_or_else(String::new, |codec| format!(" in {}", codec.name()));
+    let name = format!("attention {name}, {query_tokens} of {tokens} tokens{encoding}");
     if !options.wants(&name) {
-        return Vec::new();
+        return None;
     }
     let shape = AttentionShape {
         heads,
@@ -60,9 +78,13 @@ pub(super) fn kernels<'a>(pool: &'a ThreadPool, options: &KernelOptions, case: &
         &shape,
         PassShape { sequences: 1, start, tokens: query_tokens, phase: Phase::Prefill, logits: false },
     );
+    let cache = || Cache::new(&shape, tokens, query_tokens, codec);
+    if codec.is_some() {
+        work.bytes = cache().bytes as f64;
+    }
 
     let copies = copies_beyond_cache(work.bytes as usize);
-    let caches: Vec<Cache> = repeat_with(|| Cache::new(&shape, tokens, query_tokens)).take(copies).collect();
+    let caches: Vec<Cache> = repeat_with(cache).take(copies).collect();
     let queries = activations(query_tokens * heads * head_dim);
     let positions: Vec<u32> = (start as u32..tokens as u32).collect();
     let mut out = vec![0.0; queries.len()];
@@ -75,7 +97,7 @@ pub(super) fn kernels<'a>(pool: &'a ThreadPool, options: &KernelOptions, case: &
             AttentionRows { queries: &queries, positions: &positions, out: &mut out, log_sum_exp: None };
         attend(pool, isa, &shape, rows, cache, &mut scratch);
     });
-    vec![Kernel { name, work, call }]
+    Some(Kernel { name, work, call })
 }
 
 /// One layer's cache of one sequence.
@@ -83,23 +105,39 @@ struct Cache {
     /// Head after head, tile after tile, keys before values; aligned from [`Self::start`] on.
     numbers: Vec<u16>,
     start: usize,
+    /// Without the padding.
+    bytes: usize,
+    codec: Option<Affine>,
     tile: TileShape,
     tokens: usize,
     query_tokens: usize,
 }
 
 impl Cache {
-    fn new(shape: &AttentionShape, tokens: usize, query_tokens: usize) -> Self {
+    fn new(shape: &AttentionShape, tokens: usize, query_tokens: usize, codec: Option<Affine>) -> Self {
         /// A cache line, in numbers.
         const LINE: usize = 32;
-        /// 0.75 in bf16.
-        const NUMBER: u16 = 0x3F40;
         let tile = shape.tile;
-        let len = shape.kv_heads * tokens.div_ceil(TILE_TOKENS) * (tile.key_len() + tile.value_len());
-        let numbers = vec![NUMBER; len + LINE];
+        let planes = [PlaneKind::Keys, PlaneKind::Values].map(|plane| plane_of(tile, plane, codec));
+        let tiles = shape.kv_heads * tokens.div_ceil(TILE_TOKENS);
+        let len = tiles * (planes[0].len() + planes[1].len());
+        let mut numbers: Vec<u16> = Vec::with_capacity(len + LINE);
         let start = numbers.as_ptr().align_offset(2 * LINE).min(LINE);
-        Self { numbers, start, tile, tokens, query_tokens }
+        numbers.resize(start, 0);
+        (0..tiles).for_each(|_| planes.iter().for_each(|plane| numbers.extend_from_slice(plane)));
+        Self { numbers, start, bytes: 2 * len, codec, tile, tokens, query_tokens }
     }
+}
+
+/// A plane of a tile as it is stored, in numbers of 16 bits.
+fn plane_of(tile: TileShape, plane: PlaneKind, codec: Option<Affine>) -> Vec<u16> {
+    /// 0.75 in bf16.
+    const NUMBER: u16 = 0x3F40;
+    let (dim, len) = tile.plane(plane);
+    let Some(codec) = codec else { return vec![NUMBER; len] };
+    let mut block = vec![0u8; codec.block_bytes(plane, dim)];
+    codec.encode(plane, dim, 0, &activations(TILE_TOKENS * dim), &mut block);
+    block.chunks_exact(2).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]])).collect()
 }
 
 impl CachedTiles for Cache {
@@ -120,18 +158,32 @@ impl CachedTiles for Cache {
     }
 
     fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {
-        let (key_len, value_len) = (self.tile.key_len(), self.tile.value_len());
+        let len_of = |plane: PlaneKind| {
+            let (dim, len) = self.tile.plane(plane);
+            self.codec.map_or(len, |codec| codec.block_bytes(plane, dim) / 2)
+        };
+        let (key_len, value_len) = (len_of(PlaneKind::Keys), len_of(PlaneKind::Values));
         let index_of_all = kv_head * self.tiles(sequence, kv_head) + index;
         let numbers = &self.numbers[self.start + index_of_all * (key_len + value_len)..];
         let (keys, rest) = numbers.split_at(key_len);
+        let plane = |numbers| match &self.codec {
+            None => StoredPlane::Rows(numbers),
+            Some(codec) => StoredPlane::Encoded {
+                codec,
+                block: bytemuck::cast_slice(numbers),
+                rows: TILE_TOKENS,
+                rest: None,
+            },
+        };
         let first = index * TILE_TOKENS;
-        let tile = Tile {
-            keys,
-            values: &rest[..value_len],
+        Some(StoredTile {
+            keys: plane(keys),
+            values: plane(&rest[..value_len]),
             len: (self.tokens - first).min(TILE_TOKENS),
             positions: Positions::From(first as u32),
             bias: None,
-        };
-        Some(tile.into())
+            scales: None,
+            rotation: None,
+        })
     }
 }
