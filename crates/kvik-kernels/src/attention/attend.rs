@@ -4,7 +4,10 @@
 //! again along the cache. Either way a row folds the same spans of tiles in the same order ([`Kernel::span_tiles`]), so the
 //! cut leaves no trace in the result.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::AcqRel},
+};
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Blocks;
@@ -21,6 +24,9 @@ pub(super) const CUT_ROWS: usize = 16;
 
 /// Tiles times query rows up to which a parallel region costs more than it gains: about a microsecond of work.
 const ALONE_TILE_ROWS: usize = 24;
+
+/// Pieces of a thread when items are cut along the cache.
+const PIECES: usize = 4;
 
 /// What does not change from call to call within a layer.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +104,7 @@ pub fn attend(
     assert_eq!(queries.len(), positions.len() * shape.heads * shape.tile.key_dim);
     assert_eq!(out.len(), positions.len() * shape.heads * shape.tile.value_dim);
     scratch.fit(shape);
-    let AttentionScratch { threads, sequences, spans: span_rows } = scratch;
+    let AttentionScratch { threads, sequences, spans: span_rows, unfinished } = scratch;
     // That items write disjoint rows must not hang on `cache` giving the same answer twice: the ranges are copied.
     sequences.clear();
     sequences.extend((0..cache.sequences()).map(|sequence| SequenceRows {
@@ -127,11 +133,15 @@ pub fn attend(
     let threads = &threads[..];
 
     if !cut {
-        let grain = if count * item_rows * longest <= ALONE_TILE_ROWS { count } else { 1 };
+        let alone = count * item_rows * longest <= ALONE_TILE_ROWS;
+        let grain = if alone { count } else { 1 };
         pool.for_each_piece_on_thread(count, grain, |thread, piece| {
             let mut scratch = threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            for index in piece {
-                call.whole_item(&items.get(index), &mut scratch);
+            for index in piece.clone() {
+                // So few tiles lie in an inner cache, where to ask for them costs more than it gains.
+                let next = following(index, &piece, threads.len(), count).filter(|_| !alone);
+                let next = next.and_then(|next| call.first_tile(&items.get(next), 0));
+                call.whole_item(&items.get(index), next, &mut scratch);
             }
         });
         return;
@@ -140,35 +150,51 @@ pub fn attend(
     let stride = shape.tile.value_stride();
     span_rows.resize(count * spans * item_rows, stride);
     let partials = DisjointRows::new(span_rows, stride);
-    pool.for_each_piece_on_thread(count * spans, 1, |thread, piece| {
+    unfinished.clear();
+    unfinished.resize_with(count, || AtomicUsize::new(spans));
+    let grain = (count * spans / (PIECES * threads.len())).max(1);
+    pool.for_each_piece_on_thread(count * spans, grain, |thread, piece| {
         let mut scratch = threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        for index in piece {
-            let item = items.get(index / spans);
+        let ThreadScratch { packed, total, .. } = &mut *scratch;
+        let mut start = piece.start;
+        while start < piece.end {
+            let run = start..piece.end.min((start / spans + 1) * spans);
+            let (number, done) = (start / spans, run.len());
+            start = run.end;
+            let item = items.get(number);
             let rows = item.rows.len() * shape.group();
-            let start = index * item_rows;
-            // SAFETY: each index is handed out once, and its rows overlap no other index's.
-            let mut partial = unsafe { partials.rows(start..start + rows) };
-            call.pack(&item, &mut scratch.packed);
-            call.fold_span(&item, index % spans, &mut scratch.packed, &mut partial);
+            let rows_of = |index: usize| index * item_rows..index * item_rows + rows;
+            call.pack(&item, packed);
+            for index in run {
+                // SAFETY: each index is handed out once, and its rows overlap no other index's.
+                let mut partial = unsafe { partials.rows(rows_of(index)) };
+                let next = following(index, &piece, grain * threads.len(), count * spans);
+                let next = next.and_then(|next| call.first_tile(&items.get(next / spans), next % spans));
+                call.fold_span(&item, index % spans, next, packed, &mut partial);
+            }
+            // Who folds an item's last span joins all of them: what each thread wrote before it counted is visible then.
+            if unfinished[number].fetch_sub(done, AcqRel) == done {
+                let mut total = total.rows(0..rows, stride);
+                total.reset();
+                for index in number * spans..(number + 1) * spans {
+                    // SAFETY: all spans of the item are counted, so no thread uses their rows any more.
+                    total.merge(&unsafe { partials.rows(rows_of(index)) });
+                }
+                call.write(&item, &total);
+            }
         }
     });
-    let total = &mut threads[0].lock().unwrap_or_else(|poisoned| poisoned.into_inner()).total;
-    for index in 0..count {
-        let item = items.get(index);
-        let rows = item.rows.len() * shape.group();
-        let mut total = total.rows(0..rows, stride);
-        total.reset();
-        for span in 0..spans {
-            let start = (index * spans + span) * item_rows;
-            total.merge(&span_rows.rows(start..start + rows, stride));
-        }
-        call.write(&item, &total);
-    }
+}
+
+/// The index that a thread most likely takes after `index` of `piece`: it goes on within the piece, then `stride` further.
+fn following(index: usize, piece: &Range<usize>, stride: usize, count: usize) -> Option<usize> {
+    let next = if index + 1 < piece.end { index + 1 } else { piece.start + stride };
+    (next < count).then_some(next)
 }
 
 impl Call<'_> {
-    /// Folds all spans of an item and writes its rows.
-    fn whole_item(&self, item: &Item, scratch: &mut ThreadScratch) {
+    /// Folds all spans of an item and writes its rows; `next` is the tile that comes after them.
+    fn whole_item(&self, item: &Item, next: Option<Tile<'_>>, scratch: &mut ThreadScratch) {
         self.pack(item, &mut scratch.packed);
         let (rows, stride) = (item.rows.len() * self.shape.group(), self.shape.tile.value_stride());
         let spans = self.cache.tiles(item.sequence, item.kv_head).div_ceil(item.kernel.span_tiles());
@@ -176,7 +202,7 @@ impl Call<'_> {
         #[cfg(target_arch = "x86_64")]
         if item.kernel != Kernel::Rows && spans == 1 {
             // To merge a single piece would change nothing.
-            self.fold_blocks(item, 0, &mut packed.blocks);
+            self.fold_blocks(item, 0, next, &mut packed.blocks);
             // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
             self.write_rows(item, |row, out| unsafe { packed.blocks.finish(row, out) });
             return;
@@ -185,7 +211,8 @@ impl Call<'_> {
         total.reset();
         for span in 0..spans {
             let mut piece = piece.rows(0..rows, stride);
-            self.fold_span(item, span, packed, &mut piece);
+            let next = if span + 1 < spans { self.first_tile(item, span + 1) } else { next };
+            self.fold_span(item, span, next, packed, &mut piece);
             total.merge(&piece);
         }
         self.write(item, &total);
@@ -219,12 +246,19 @@ impl Call<'_> {
         }
     }
 
-    /// Folds one span of tiles into a fresh partial.
-    fn fold_span(&self, item: &Item, span: usize, packed: &mut PackedRows, partial: &mut Partials<'_>) {
+    /// Folds one span of tiles into a fresh partial; `next` is the tile that comes after them.
+    fn fold_span(
+        &self,
+        item: &Item,
+        span: usize,
+        next: Option<Tile<'_>>,
+        packed: &mut PackedRows,
+        partial: &mut Partials<'_>,
+    ) {
         let rows = partial.max.len();
         #[cfg(target_arch = "x86_64")]
         if item.kernel != Kernel::Rows {
-            self.fold_blocks(item, span, &mut packed.blocks);
+            self.fold_blocks(item, span, next, &mut packed.blocks);
             for row in 0..rows {
                 // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
                 unsafe { packed.blocks.export(row, partial) };
@@ -239,16 +273,21 @@ impl Call<'_> {
         };
         let mut tiles = self.tiles(item, span).peekable();
         while let Some(tile) = tiles.next() {
-            fold(self.isa, self.shape.tile, &queries, &tile, tiles.peek(), partial);
+            fold(self.isa, self.shape.tile, &queries, &tile, tiles.peek().or(next.as_ref()), partial);
         }
     }
 
     /// Folds one span of tiles into blocks that hold nothing else.
     #[cfg(target_arch = "x86_64")]
-    fn fold_blocks(&self, item: &Item, span: usize, blocks: &mut Blocks) {
+    fn fold_blocks(&self, item: &Item, span: usize, next: Option<Tile<'_>>, blocks: &mut Blocks) {
         blocks.reset();
         // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
-        unsafe { blocks.fold(self.tiles(item, span)) };
+        unsafe { blocks.fold(self.tiles(item, span), next) };
+    }
+
+    /// The first tile of a span.
+    fn first_tile(&self, item: &Item, span: usize) -> Option<Tile<'_>> {
+        self.tiles(item, span).next()
     }
 
     /// The tiles of a span that some row of an item may see.
