@@ -137,9 +137,9 @@ pub fn attend(
         let grain = if alone { count } else { 1 };
         pool.for_each_piece_on_thread(count, grain, |thread, piece| {
             let mut scratch = threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            for index in piece.clone() {
+            for index in piece {
                 // So few tiles lie in an inner cache, where to ask for them costs more than it gains.
-                let next = following(index, &piece, threads.len(), count).filter(|_| !alone);
+                let next = Some(index + 1).filter(|&next| next < count && !alone);
                 let next = next.and_then(|next| call.first_tile(&items.get(next), 0));
                 call.whole_item(&items.get(index), next, &mut scratch);
             }
@@ -168,7 +168,7 @@ pub fn attend(
             for index in run {
                 // SAFETY: each index is handed out once, and its rows overlap no other index's.
                 let mut partial = unsafe { partials.rows(rows_of(index)) };
-                let next = following(index, &piece, grain * threads.len(), count * spans);
+                let next = Some(index + 1).filter(|&next| next < count * spans);
                 let next = next.and_then(|next| call.first_tile(&items.get(next / spans), next % spans));
                 call.fold_span(&item, index % spans, next, packed, &mut partial);
             }
@@ -184,12 +184,6 @@ pub fn attend(
             }
         }
     });
-}
-
-/// The index that a thread most likely takes after `index` of `piece`: it goes on within the piece, then `stride` further.
-fn following(index: usize, piece: &Range<usize>, stride: usize, count: usize) -> Option<usize> {
-    let next = if index + 1 < piece.end { index + 1 } else { piece.start + stride };
-    (next < count).then_some(next)
 }
 
 impl Call<'_> {
