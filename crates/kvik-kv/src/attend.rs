@@ -7,7 +7,7 @@ use kvik_kernels::{
     attention::{self, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Tile},
 };
 
-use crate::{KvStore, SequenceCache};
+use crate::{KvStore, Segment, SequenceCache};
 
 /// The sequences of a batch and the rows that each has in it.
 pub trait Sequences: Sync {
@@ -60,6 +60,10 @@ impl<S: Sequences> CachedTiles for LayerTiles<'_, S> {
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize {
         let segments = self.sequences.cache(sequence).head(self.layer, kv_head);
         segments.iter().map(|segment| segment.tiles()).sum()
+    }
+
+    fn dropped(&self, sequence: usize, kv_head: usize) -> usize {
+        self.sequences.cache(sequence).head(self.layer, kv_head).first().map_or(0, Segment::dropped_tiles)
     }
 
     fn tile(&self, sequence: usize, kv_head: usize, mut index: usize) -> Option<Tile<'_>> {

@@ -25,7 +25,7 @@ pub(super) const CUT_ROWS: usize = 16;
 /// Tiles times query rows up to which a parallel region costs more than it gains: about a microsecond of work.
 const ALONE_TILE_ROWS: usize = 24;
 
-/// Pieces of a thread when items are cut along the cache.
+/// Pieces of a thread when items are cut along the cache: each packs its queries once, and the last ones even out what is left.
 const PIECES: usize = 4;
 
 /// What does not change from call to call within a layer.
@@ -63,6 +63,11 @@ pub trait CachedTiles: Sync {
 
     /// One past the index of a head's last tile.
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize;
+
+    /// Tiles at a head's beginning that are known to be dropped: they are not asked for.
+    fn dropped(&self, _sequence: usize, _kv_head: usize) -> usize {
+        0
+    }
 
     /// A tile of a head, or `None` if it was dropped.
     fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<Tile<'_>>;
@@ -120,14 +125,16 @@ pub fn attend(
 
     let items = Items::new(shape, sequences, least_items(pool.threads()));
     let count = items.count();
-    let spans_of = |sequence: usize, kv_head: usize| {
-        cache.tiles(sequence, kv_head).div_ceil(sequences[sequence].kernel.span_tiles())
-    };
-    let heads = (0..sequences.len()).flat_map(|s| (0..shape.kv_heads).map(move |kv_head| (s, kv_head)));
-    let longest = heads.clone().map(|(sequence, kv_head)| cache.tiles(sequence, kv_head)).max().unwrap_or(0);
-    let spans = heads.map(|(sequence, kv_head)| spans_of(sequence, kv_head)).max().unwrap_or(0);
-
     let call = Call { isa, shape, queries, positions, cache, out: Disjoint::new(out) };
+    let heads = (0..sequences.len()).flat_map(|s| (0..shape.kv_heads).map(move |kv_head| (s, kv_head)));
+    let longest =
+        heads.clone().map(|(s, kv_head)| cache.tiles(s, kv_head).saturating_sub(cache.dropped(s, kv_head)));
+    let longest = longest.max().unwrap_or(0);
+    // Of all items together, so that a span has one number.
+    let spans = heads.map(|(sequence, kv_head)| call.spans(sequence, kv_head, sequences[sequence].kernel));
+    let spans = spans.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0);
+    let (first_span, spans) = (spans.start, spans.len());
+
     let item_rows = (0..count).map(|index| items.get(index).rows.len() * shape.group()).max().unwrap_or(0);
     let cut = count < least_items(pool.threads()) && spans > 1 && item_rows <= CUT_ROWS.max(shape.group());
     let threads = &threads[..];
@@ -140,7 +147,7 @@ pub fn attend(
             for index in piece {
                 // So few tiles lie in an inner cache, where to ask for them costs more than it gains.
                 let next = Some(index + 1).filter(|&next| next < count && !alone);
-                let next = next.and_then(|next| call.first_tile(&items.get(next), 0));
+                let next = next.and_then(|next| call.first_tile_of(&items.get(next)));
                 call.whole_item(&items.get(index), next, &mut scratch);
             }
         });
@@ -169,8 +176,9 @@ pub fn attend(
                 // SAFETY: each index is handed out once, and its rows overlap no other index's.
                 let mut partial = unsafe { partials.rows(rows_of(index)) };
                 let next = Some(index + 1).filter(|&next| next < count * spans);
-                let next = next.and_then(|next| call.first_tile(&items.get(next / spans), next % spans));
-                call.fold_span(&item, index % spans, next, packed, &mut partial);
+                let next = next
+                    .and_then(|next| call.first_tile(&items.get(next / spans), first_span + next % spans));
+                call.fold_span(&item, first_span + index % spans, next, packed, &mut partial);
             }
             // Who folds an item's last span joins all of them: what each thread wrote before it counted is visible then.
             if unfinished[number].fetch_sub(done, AcqRel) == done {
@@ -191,21 +199,21 @@ impl Call<'_> {
     fn whole_item(&self, item: &Item, next: Option<Tile<'_>>, scratch: &mut ThreadScratch) {
         self.pack(item, &mut scratch.packed);
         let (rows, stride) = (item.rows.len() * self.shape.group(), self.shape.tile.value_stride());
-        let spans = self.cache.tiles(item.sequence, item.kv_head).div_ceil(item.kernel.span_tiles());
+        let spans = self.spans(item.sequence, item.kv_head, item.kernel);
         let ThreadScratch { packed, piece, total } = scratch;
         #[cfg(target_arch = "x86_64")]
-        if item.kernel != Kernel::Rows && spans == 1 {
+        if item.kernel != Kernel::Rows && spans.len() == 1 {
             // To merge a single piece would change nothing.
-            self.fold_blocks(item, 0, next, &mut packed.blocks);
+            self.fold_blocks(item, spans.start, next, &mut packed.blocks);
             // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
             self.write_rows(item, |row, out| unsafe { packed.blocks.finish(row, out) });
             return;
         }
         let mut total = total.rows(0..rows, stride);
         total.reset();
-        for span in 0..spans {
+        for span in spans.clone() {
             let mut piece = piece.rows(0..rows, stride);
-            let next = if span + 1 < spans { self.first_tile(item, span + 1) } else { next };
+            let next = if span + 1 < spans.end { self.first_tile(item, span + 1) } else { next };
             self.fold_span(item, span, next, packed, &mut piece);
             total.merge(&piece);
         }
@@ -277,6 +285,17 @@ impl Call<'_> {
         blocks.reset();
         // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
         unsafe { blocks.fold(self.tiles(item, span), next) };
+    }
+
+    /// The spans of a head that hold tiles.
+    fn spans(&self, sequence: usize, kv_head: usize, kernel: Kernel) -> Range<usize> {
+        let tiles = kernel.span_tiles();
+        self.cache.dropped(sequence, kv_head) / tiles..self.cache.tiles(sequence, kv_head).div_ceil(tiles)
+    }
+
+    /// The first tile of an item.
+    fn first_tile_of(&self, item: &Item) -> Option<Tile<'_>> {
+        self.first_tile(item, self.spans(item.sequence, item.kv_head, item.kernel).start)
     }
 
     /// The first tile of a span.
