@@ -258,25 +258,34 @@ impl Tiles {
 /// Cache lines that are fetched ahead with each product of [`Tiles::multiply_row`]: as many as the product reads itself.
 const AHEAD_LINES: usize = TILE_ROWS;
 
-/// Memory that will be read soon, and that comes into the cache part by part.
+/// Memory that will be read soon, and that comes closer part by part.
 pub(crate) struct Ahead<'a> {
-    rest: &'a [u16],
+    /// What is read next: it comes into the first-level cache.
+    next: &'a [u16],
+    /// What is read after that: it comes into the second-level cache.
+    after: &'a [u16],
 }
 
 impl<'a> Ahead<'a> {
-    pub(crate) fn new(numbers: &'a [u16]) -> Self {
-        Self { rest: numbers }
+    pub(crate) fn new(next: &'a [u16], after: &'a [u16]) -> Self {
+        Self { next, after }
     }
 
-    /// Asks for the next `lines` cache lines.
+    /// Asks for the next `lines` cache lines of both.
     #[inline(always)]
     pub(crate) fn fetch(&mut self, lines: usize) {
+        Self::take::<_MM_HINT_T0>(&mut self.next, lines);
+        Self::take::<_MM_HINT_T1>(&mut self.after, lines);
+    }
+
+    #[inline(always)]
+    fn take<const HINT: i32>(from: &mut &[u16], lines: usize) {
         /// Numbers of a cache line.
         const LINE: usize = ROW_BYTES / size_of::<u16>();
-        for _ in 0..lines.min(self.rest.len() / LINE) {
+        for _ in 0..lines.min(from.len() / LINE) {
             // SAFETY: a prefetch reads nothing; the address is inside the slice all the same.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.rest.as_ptr().cast()) };
-            self.rest = &self.rest[LINE..];
+            unsafe { _mm_prefetch::<HINT>(from.as_ptr().cast()) };
+            *from = &from[LINE..];
         }
     }
 }

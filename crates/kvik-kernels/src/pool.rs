@@ -166,9 +166,9 @@ impl ThreadPool {
         }
     }
 
-    /// Splits `0..items` into pieces of at most `grain` and runs `task(piece)` on all threads. They take the pieces in turn;
-    /// a thread that has come to the end of its own takes those that others have left, so that a thread that was taken off
-    /// its core is not waited for.
+    /// Splits `0..items` into pieces of at most `grain` and runs `task(piece)` on all threads. Each takes an even share of pieces
+    /// that follow each other, so that what it reads may come closer across their ends; a thread that has come to the end of its
+    /// own takes those that others have left, so that a thread that was taken off its core is not waited for.
     pub fn for_each_piece(&self, items: usize, grain: usize, task: impl Fn(Range<usize>) + Sync) {
         self.for_each_piece_on_thread(items, grain, |_, piece| task(piece));
     }
@@ -193,9 +193,10 @@ impl ThreadPool {
         let reset = || taken.iter().for_each(|taken| taken.0.store(0, Relaxed));
         self.run_after(reset, |thread| {
             for owner in (thread..threads).chain(0..thread) {
+                let (first, end) = (pieces * owner / threads, pieces * (owner + 1) / threads);
                 loop {
-                    let piece = taken[owner].0.fetch_add(1, Relaxed) * threads + owner;
-                    if piece >= pieces {
+                    let piece = first + taken[owner].0.fetch_add(1, Relaxed);
+                    if piece >= end {
                         break;
                     }
                     task(thread, piece * grain..((piece + 1) * grain).min(items));

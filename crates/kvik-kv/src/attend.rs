@@ -7,7 +7,7 @@ use kvik_kernels::{
     attention::{self, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, StoredTile},
 };
 
-use crate::{KvStore, SequenceCache, head::HeadCache};
+use crate::{KvStore, Segment, SequenceCache, head::HeadCache};
 
 /// The sequences of a batch and the rows that each has in it.
 pub trait Sequences: Sync {
@@ -60,6 +60,10 @@ impl<S: Sequences> CachedTiles for LayerTiles<'_, S> {
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize {
         let head = self.sequences.cache(sequence).head_cache(self.layer, kv_head);
         head.visits.as_ref().map_or_else(|| tiles(head), Vec::len)
+    }
+
+    fn dropped(&self, sequence: usize, kv_head: usize) -> usize {
+        self.sequences.cache(sequence).head(self.layer, kv_head).first().map_or(0, Segment::dropped_tiles)
     }
 
     fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {

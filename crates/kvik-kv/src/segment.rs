@@ -289,6 +289,11 @@ impl Segment {
         self.len.div_ceil(TILE_TOKENS)
     }
 
+    /// Tiles that were given back from the front.
+    pub(crate) fn dropped_tiles(&self) -> usize {
+        self.dropped
+    }
+
     pub(crate) fn tile<'a>(&'a self, store: &'a KvStore, index: usize) -> Option<StoredTile<'a>> {
         let planes = self.tiles.get(index.checked_sub(self.dropped)?)?;
         let shape = store.layer(self.layer).tile();

@@ -4,7 +4,10 @@
 //! again along the cache. Either way a row folds the same spans of tiles in the same order ([`Kernel::span_tiles`]), so the
 //! cut leaves no trace in the result.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::AcqRel},
+};
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Blocks;
@@ -21,6 +24,9 @@ pub(super) const CUT_ROWS: usize = 16;
 
 /// Tiles times query rows up to which a parallel region costs more than it gains: about a microsecond of work.
 const ALONE_TILE_ROWS: usize = 24;
+
+/// Pieces of a thread when items are cut along the cache: each packs its queries once, and the last ones even out what is left.
+const PIECES: usize = 4;
 
 /// What does not change from call to call within a layer.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +63,11 @@ pub trait CachedTiles: Sync {
 
     /// One past the index of a head's last tile.
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize;
+
+    /// Tiles at a head's beginning that are known to be dropped: they are not asked for.
+    fn dropped(&self, _sequence: usize, _kv_head: usize) -> usize {
+        0
+    }
 
     /// A tile of a head, or `None` if it was dropped.
     fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>>;
@@ -103,7 +114,7 @@ pub fn attend(
     assert_eq!(out.len(), positions.len() * shape.heads * shape.tile.value_dim);
     assert!(log_sum_exp.as_ref().is_none_or(|lse| lse.len() == positions.len() * shape.heads));
     scratch.fit(shape);
-    let AttentionScratch { threads, sequences, spans: span_rows } = scratch;
+    let AttentionScratch { threads, sequences, spans: span_rows, unfinished } = scratch;
     // That items write disjoint rows must not hang on `cache` giving the same answer twice: the ranges are copied.
     sequences.clear();
     sequences.extend((0..cache.sequences()).map(|sequence| SequenceRows {
@@ -119,25 +130,31 @@ pub fn attend(
 
     let items = Items::new(shape, sequences, least_items(pool.threads()));
     let count = items.count();
-    let spans_of = |sequence: usize, kv_head: usize| {
-        cache.tiles(sequence, kv_head).div_ceil(sequences[sequence].kernel.span_tiles())
-    };
-    let heads = (0..sequences.len()).flat_map(|s| (0..shape.kv_heads).map(move |kv_head| (s, kv_head)));
-    let longest = heads.clone().map(|(sequence, kv_head)| cache.tiles(sequence, kv_head)).max().unwrap_or(0);
-    let spans = heads.map(|(sequence, kv_head)| spans_of(sequence, kv_head)).max().unwrap_or(0);
-
     let (out, log_sum_exp) = (Disjoint::new(out), log_sum_exp.map(Disjoint::new));
     let call = Call { isa, shape, queries, positions, cache, out, log_sum_exp };
+    let heads = (0..sequences.len()).flat_map(|s| (0..shape.kv_heads).map(move |kv_head| (s, kv_head)));
+    let longest =
+        heads.clone().map(|(s, kv_head)| cache.tiles(s, kv_head).saturating_sub(cache.dropped(s, kv_head)));
+    let longest = longest.max().unwrap_or(0);
+    // Of all items together, so that a span has one number.
+    let spans = heads.map(|(sequence, kv_head)| call.spans(sequence, kv_head, sequences[sequence].kernel));
+    let spans = spans.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0);
+    let (first_span, spans) = (spans.start, spans.len());
+
     let item_rows = (0..count).map(|index| items.get(index).rows.len() * shape.group()).max().unwrap_or(0);
     let cut = count < least_items(pool.threads()) && spans > 1 && item_rows <= CUT_ROWS.max(shape.group());
     let threads = &threads[..];
 
     if !cut {
-        let grain = if count * item_rows * longest <= ALONE_TILE_ROWS { count } else { 1 };
+        let alone = count * item_rows * longest <= ALONE_TILE_ROWS;
+        let grain = if alone { count } else { 1 };
         pool.for_each_piece_on_thread(count, grain, |thread, piece| {
             let mut scratch = threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             for index in piece {
-                call.whole_item(&items.get(index), &mut scratch);
+                // So few tiles lie in an inner cache, where to ask for them costs more than it gains.
+                let next = Some(index + 1).filter(|&next| next < count && !alone);
+                let next = next.and_then(|next| call.first_tile_of(&items.get(next)));
+                call.whole_item(&items.get(index), next, &mut scratch);
             }
         });
         return;
@@ -146,44 +163,54 @@ pub fn attend(
     let stride = shape.tile.value_stride();
     span_rows.resize(count * spans * item_rows, stride);
     let partials = DisjointRows::new(span_rows, stride);
-    pool.for_each_piece_on_thread(count * spans, 1, |thread, piece| {
+    unfinished.clear();
+    unfinished.resize_with(count, || AtomicUsize::new(spans));
+    let grain = (count * spans / (PIECES * threads.len())).max(1);
+    pool.for_each_piece_on_thread(count * spans, grain, |thread, piece| {
         let mut scratch = threads[thread].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        for index in piece {
-            let item = items.get(index / spans);
+        let ThreadScratch { packed, total, decoded, .. } = &mut *scratch;
+        let mut start = piece.start;
+        while start < piece.end {
+            let run = start..piece.end.min((start / spans + 1) * spans);
+            let (number, done) = (start / spans, run.len());
+            start = run.end;
+            let item = items.get(number);
             let rows = item.rows.len() * shape.group();
-            let start = index * item_rows;
-            // SAFETY: each index is handed out once, and its rows overlap no other index's.
-            let mut partial = unsafe { partials.rows(start..start + rows) };
-            call.pack(&item, &mut scratch.packed);
-            let ThreadScratch { packed, decoded, .. } = &mut *scratch;
-            call.fold_span(&item, index % spans, packed, decoded, &mut partial);
+            let rows_of = |index: usize| index * item_rows..index * item_rows + rows;
+            call.pack(&item, packed);
+            for index in run {
+                // SAFETY: each index is handed out once, and its rows overlap no other index's.
+                let mut partial = unsafe { partials.rows(rows_of(index)) };
+                let next = Some(index + 1).filter(|&next| next < count * spans);
+                let next = next
+                    .and_then(|next| call.first_tile(&items.get(next / spans), first_span + next % spans));
+                call.fold_span(&item, first_span + index % spans, next, packed, decoded, &mut partial);
+            }
+            // Who folds an item's last span joins all of them: what each thread wrote before it counted is visible then.
+            if unfinished[number].fetch_sub(done, AcqRel) == done {
+                let mut total = total.rows(0..rows, stride);
+                total.reset();
+                for index in number * spans..(number + 1) * spans {
+                    // SAFETY: all spans of the item are counted, so no thread uses their rows any more.
+                    total.merge(&unsafe { partials.rows(rows_of(index)) });
+                }
+                call.write(&item, &total);
+            }
         }
     });
-    let total = &mut threads[0].lock().unwrap_or_else(|poisoned| poisoned.into_inner()).total;
-    for index in 0..count {
-        let item = items.get(index);
-        let rows = item.rows.len() * shape.group();
-        let mut total = total.rows(0..rows, stride);
-        total.reset();
-        for span in 0..spans {
-            let start = (index * spans + span) * item_rows;
-            total.merge(&span_rows.rows(start..start + rows, stride));
-        }
-        call.write(&item, &total);
-    }
 }
 
 impl Call<'_> {
-    /// Folds all spans of an item and writes its rows.
-    fn whole_item(&self, item: &Item, scratch: &mut ThreadScratch) {
+    /// Folds all spans of an item and writes its rows; `next` is the tile that comes after them.
+    fn whole_item(&self, item: &Item, next: Option<StoredTile<'_>>, scratch: &mut ThreadScratch) {
         self.pack(item, &mut scratch.packed);
         let (rows, stride) = (item.rows.len() * self.shape.group(), self.shape.tile.value_stride());
-        let spans = self.cache.tiles(item.sequence, item.kv_head).div_ceil(item.kernel.span_tiles());
+        let spans = self.spans(item.sequence, item.kv_head, item.kernel);
         let ThreadScratch { packed, piece, total, decoded } = scratch;
         #[cfg(target_arch = "x86_64")]
-        if item.kernel != Kernel::Rows && spans == 1 {
+        if item.kernel != Kernel::Rows && spans.len() == 1 {
             // To merge a single piece would change nothing.
-            self.fold_blocks(item, 0, &mut packed.blocks, decoded);
+            self.fold_blocks(item, spans.start, next, &mut packed.blocks, decoded);
             // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
             self.write_rows(item, |row, out| unsafe { packed.blocks.finish(row, out) });
             self.write_log_sum_exp(item, |row| packed.blocks.log_sum_exp(row));
@@ -191,9 +218,10 @@ impl Call<'_> {
         }
         let mut total = total.rows(0..rows, stride);
         total.reset();
-        for span in 0..spans {
+        for span in spans.clone() {
             let mut piece = piece.rows(0..rows, stride);
-            self.fold_span(item, span, packed, decoded, &mut piece);
+            let next = if span + 1 < spans.end { self.first_tile(item, span + 1) } else { next };
+            self.fold_span(item, span, next, packed, decoded, &mut piece);
             total.merge(&piece);
         }
         self.write(item, &total);
@@ -227,11 +255,12 @@ impl Call<'_> {
         }
     }
 
-    /// Folds one span of tiles into a fresh partial.
+    /// Folds one span of tiles into a fresh partial; `next` is the tile that comes after them.
     fn fold_span(
         &self,
         item: &Item,
         span: usize,
+        next: Option<StoredTile<'_>>,
         packed: &mut PackedRows,
         decoded: &mut TileBuffer,
         partial: &mut Partials<'_>,
@@ -239,7 +268,7 @@ impl Call<'_> {
         let rows = partial.max.len();
         #[cfg(target_arch = "x86_64")]
         if item.kernel != Kernel::Rows {
-            self.fold_blocks(item, span, &mut packed.blocks, decoded);
+            self.fold_blocks(item, span, next, &mut packed.blocks, decoded);
             for row in 0..rows {
                 // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
                 unsafe { packed.blocks.export(row, partial) };
@@ -254,11 +283,11 @@ impl Call<'_> {
         };
         let mut tiles = self.tiles(item, span).peekable();
         while let Some(tile) = tiles.next() {
-            let next = tiles.peek();
+            let next = tiles.peek().or(next.as_ref());
             if let Some(next) = next {
                 next.fetch();
             }
-            let next_keys = next.map_or(&[][..], StoredTile::plain_keys);
+            let next_keys = next.map_or(&[][..], |next| next.plain().0);
             let tile = tile.decode(self.shape.tile, decoded);
             fold(self.isa, self.shape.tile, &queries, &tile, next_keys, partial);
         }
@@ -266,10 +295,33 @@ impl Call<'_> {
 
     /// Folds one span of tiles into blocks that hold nothing else.
     #[cfg(target_arch = "x86_64")]
-    fn fold_blocks(&self, item: &Item, span: usize, blocks: &mut Blocks, decoded: &mut TileBuffer) {
+    fn fold_blocks(
+        &self,
+        item: &Item,
+        span: usize,
+        next: Option<StoredTile<'_>>,
+        blocks: &mut Blocks,
+        decoded: &mut TileBuffer,
+    ) {
         blocks.reset();
         // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
-        unsafe { blocks.fold(self.tiles(item, span), decoded) };
+        unsafe { blocks.fold(self.tiles(item, span), next, decoded) };
+    }
+
+    /// The spans of a head that hold tiles.
+    fn spans(&self, sequence: usize, kv_head: usize, kernel: Kernel) -> Range<usize> {
+        let tiles = kernel.span_tiles();
+        self.cache.dropped(sequence, kv_head) / tiles..self.cache.tiles(sequence, kv_head).div_ceil(tiles)
+    }
+
+    /// The first tile of an item.
+    fn first_tile_of(&self, item: &Item) -> Option<StoredTile<'_>> {
+        self.first_tile(item, self.spans(item.sequence, item.kv_head, item.kernel).start)
+    }
+
+    /// The first tile of a span.
+    fn first_tile(&self, item: &Item, span: usize) -> Option<StoredTile<'_>> {
+        self.tiles(item, span).next()
     }
 
     /// The tiles of a span that some row of an item may see.

@@ -1,6 +1,9 @@
 //! Memory that attention keeps from call to call, so that decoding allocates none.
 
-use std::{ops::Range, sync::Mutex};
+use std::{
+    ops::Range,
+    sync::{Mutex, atomic::AtomicUsize},
+};
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Blocks;
@@ -18,6 +21,8 @@ pub struct AttentionScratch {
     pub(super) sequences: Vec<SequenceRows>,
     /// Partials of items that were cut along the cache.
     pub(super) spans: PartialRows,
+    /// Of each such item, the spans that are not folded yet.
+    pub(super) unfinished: Vec<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -77,6 +82,7 @@ impl AttentionScratch {
             threads: (0..threads).map(|_| Mutex::default()).collect(),
             sequences: Vec::new(),
             spans: PartialRows::default(),
+            unfinished: Vec::with_capacity(least_items(threads)),
         };
         scratch.fit(shape);
         // The system gives memory as it is touched: a long context costs nothing until its cache is long.

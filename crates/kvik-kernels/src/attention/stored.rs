@@ -137,12 +137,13 @@ impl<'a> StoredTile<'a> {
         Tile { keys, values, len, positions, bias }
     }
 
-    /// Keys that will be read where they lie, for prefetching.
-    pub fn plain_keys(&self) -> &'a [u16] {
-        match self.keys {
-            StoredPlane::Rows(keys) => keys,
+    /// Keys and values that will be read where they lie, for prefetching.
+    pub fn plain(&self) -> (&'a [u16], &'a [u16]) {
+        let rows = |plane| match plane {
+            StoredPlane::Rows(rows) => rows,
             StoredPlane::Encoded { .. } => &[],
-        }
+        };
+        (rows(self.keys), rows(self.values))
     }
 
     /// Brings what is encoded into the cache, ahead of [`StoredTile::decode`].

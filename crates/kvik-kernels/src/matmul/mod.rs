@@ -156,7 +156,7 @@ impl<'a> Work<'a> {
         self.weights[0].bytes() * if self.is_gated() { 2 } else { 1 }
     }
 
-    fn pair(&self, unit: usize, threads: usize) -> PanelPair<'a> {
+    fn pair(&self, unit: usize) -> PanelPair<'a> {
         let (weights, last) = (self.weights, self.weights[0].panels() - 1);
         if self.is_gated() {
             return PanelPair {
@@ -165,7 +165,7 @@ impl<'a> Work<'a> {
                 panels: [unit; 2],
                 first: unit * LANES,
                 features: LANES,
-                ahead: threads,
+                ahead: 1,
             };
         }
         let first = PIECE_PANELS * unit;
@@ -176,7 +176,7 @@ impl<'a> Work<'a> {
             panels,
             first: first * LANES,
             features: PIECE_PANELS * LANES,
-            ahead: PIECE_PANELS * threads,
+            ahead: PIECE_PANELS,
         }
     }
 }
@@ -209,8 +209,7 @@ impl Program for Matmul<'_> {
                 for work in work.iter().flatten() {
                     if unit < work.units {
                         // SAFETY: every index is another part of an output, and is handed out once.
-                        let piece =
-                            unsafe { Piece::new(acts, work.pair(unit, pool.threads()), rows, &work.out) };
+                        let piece = unsafe { Piece::new(acts, work.pair(unit), rows, &work.out) };
                         if in_bf16 {
                             piece.multiply_prompt(isa, lanes)
                         } else {
@@ -255,8 +254,9 @@ fn grain(pool: &ThreadPool, rows: usize, units: usize, bytes: usize) -> usize {
     if rows > ROW_BLOCK {
         return 1;
     }
-    // Bound by memory: runs for the prefetcher, but no tail that the other threads wait for.
-    const RUN_BYTES: usize = 128 << 10;
+    // Bound by memory: a thread's units follow each other whatever the grain, so that pieces need only be longer than it takes to
+    // hand them out. Nine pieces for two threads, which 128 KiB gave, were waited for.
+    const RUN_BYTES: usize = 16 << 10;
     let run = units * RUN_BYTES / bytes.max(1);
     run.min(units / (4 * pool.threads())).max(1)
 }
