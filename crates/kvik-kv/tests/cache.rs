@@ -251,13 +251,13 @@ fn truncated_and_dropped_sequences_give_their_blocks_back() {
     drop(cache);
     assert_eq!(store.used_bytes(), 0);
 
-    // Two sequences fill the store; a third is refused until one leaves.
+    // Two sequences fill the store; a third finds no room for as much until one leaves.
     let mut a = store.sequence();
     let mut b = store.sequence();
     a.reserve(&mut store, 256).unwrap();
     b.reserve(&mut store, 256).unwrap();
     let mut c = store.sequence();
-    let error = c.reserve(&mut store, 1).unwrap_err();
+    let error = c.reserve(&mut store, 256).unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
     drop(a);
     c.reserve(&mut store, 256).unwrap();
