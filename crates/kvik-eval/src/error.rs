@@ -31,6 +31,17 @@ pub enum EvalError {
         /// All names.
         known: String,
     },
+    /// There is no experiment of that name.
+    #[error("there is no experiment named '{name}'; experiments are {known}")]
+    UnknownExperiment {
+        /// What was asked for.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// Whoever listened wanted to stop.
+    #[error("stopped")]
+    Stopped,
     /// Part of a task was asked for that it does not have.
     #[error("task {task} has no part named '{name}'; its parts are {known}")]
     UnknownPart {

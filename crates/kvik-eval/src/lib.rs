@@ -14,6 +14,7 @@
 //!   cache, under pipelines and under their [`baselines`];
 //! - [`run`] brings the two together, [`scoring`] marks answers as the official programs do, and [`journal`] keeps what
 //!   is done, so that a run that was cut off goes on;
+//! - [`reproduce`] holds papers' claims to what it measures;
 //! - [`statistics`] puts intervals around the means, and [`report`] writes tables, JSON and a page with plots.
 //!
 //! Everything is a function of the seed: the same command gives the same items on every machine.
@@ -30,6 +31,7 @@ pub mod item;
 pub mod journal;
 pub mod prompt;
 pub mod report;
+pub mod reproduce;
 pub mod run;
 pub mod scoring;
 pub mod statistics;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    Interrupted, bench, chat, eval, generate, inspect, methods, microscope, pull, score, tokenize,
+    Interrupted, bench, chat, eval, generate, inspect, methods, microscope, pull, reproduce, score, tokenize,
 };
 
 /// Kvik runs language models on this machine: one binary, no set-up.
@@ -42,6 +42,7 @@ enum Verb {
     Microscope(microscope::Args),
     Bench(bench::Args),
     Eval(eval::Args),
+    Reproduce(reproduce::Args),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Microscope(args) => microscope::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Eval(args) => eval::run(&args),
+        Verb::Reproduce(args) => reproduce::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod methods;
 pub mod microscope;
 pub mod pull;
+pub mod reproduce;
 pub mod score;
 pub mod tokenize;
 
