@@ -9,6 +9,7 @@
 
 mod kivi;
 mod lab;
+mod minicache;
 mod record;
 mod snapkv;
 
@@ -39,7 +40,7 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &snapkv::SnapKv];
+pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &minicache::MiniCache, &snapkv::SnapKv];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]
