@@ -11,6 +11,7 @@ mod kivi;
 mod lab;
 mod minicache;
 mod record;
+mod scbench;
 mod snapkv;
 
 pub use lab::{Lab, Scale};
@@ -40,7 +41,8 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &minicache::MiniCache, &snapkv::SnapKv];
+pub const EXPERIMENTS: &[&dyn Experiment] =
+    &[&kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]
