@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+mod basis;
 pub mod budget;
 mod draw;
 mod evidence;
@@ -33,6 +34,7 @@ mod store;
 pub use kvik_kernels::attention::PlaneKind;
 
 pub use attend::{Sequences, attend};
+pub use basis::ValueBasis;
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
 pub use method::Method;
