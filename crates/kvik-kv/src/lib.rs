@@ -17,6 +17,7 @@
 mod attend;
 mod basis;
 pub mod budget;
+mod calibration;
 mod draw;
 mod evidence;
 mod head;
@@ -35,6 +36,7 @@ pub use kvik_kernels::attention::PlaneKind;
 
 pub use attend::{Sequences, attend};
 pub use basis::ValueBasis;
+pub use calibration::{Calibration, CalibrationError, CalibrationHeader};
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
 pub use method::Method;

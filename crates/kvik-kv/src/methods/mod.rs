@@ -12,6 +12,7 @@ use crate::MethodInfo;
 
 /// All methods, by name.
 pub static METHODS: &[&MethodInfo] = &[
+    &duo::INFO,
     &hadamard::INFO,
     &kivi::INFO,
     &l2norm::INFO,
