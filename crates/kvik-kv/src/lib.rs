@@ -27,11 +27,13 @@ mod segment;
 pub mod select;
 mod sequence;
 mod shape;
+mod spilled;
 mod store;
 
 pub use attend::{Sequences, attend};
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
+pub use kvik_memory::{SpillError, SpillFile};
 pub use method::Method;
 pub use open_cache::OpenCache;
 pub use pipeline::{

@@ -1,5 +1,7 @@
 //! One sequence's cache, over all layers and heads.
 
+use std::sync::OnceLock;
+
 use kvik_kernels::{
     Phase, ThreadPool,
     attention::{PlaneKind, TILE_TOKENS},
@@ -80,9 +82,15 @@ impl SequenceCache {
         self.capacity_tokens
     }
 
-    /// Bytes of the blocks that the sequence holds; a block with several holders counts in equal parts.
+    /// Bytes of RAM that the sequence's blocks take; a block with several holders counts in equal parts.
     pub fn used_bytes(&self, store: &KvStore) -> usize {
         self.segments().map(|segment| segment.used_bytes(store)).sum()
+    }
+
+    /// Bytes of files that the sequence's blocks take, those that are in RAM as well included; a block with several holders
+    /// counts in equal parts.
+    pub fn file_bytes(&self, store: &KvStore) -> usize {
+        self.segments().map(|segment| segment.file_bytes(store)).sum()
     }
 
     /// What the methods want to be gathered.
@@ -183,8 +191,24 @@ impl SequenceCache {
         self.open(pool, store, new_tokens, |method, cache| method.before_attention(cache, layer, queries))
     }
 
+    /// Brings into RAM what the queries at `layer` visit and a file holds: after [`Self::before_attention`] of every sequence
+    /// of a pass, for what sequences share moves for all of them.
+    ///
+    /// # Errors
+    /// [`CacheError::Spill`] if something cannot be read.
+    pub fn bring_visited(&self, store: &mut KvStore, layer: usize) -> Result<(), CacheError> {
+        if !store.has_away() {
+            return Ok(());
+        }
+        let heads = &self.layers[layer].heads;
+        heads.iter().flat_map(HeadCache::visited_blocks).try_for_each(|block| store.bring(block))
+    }
+
     /// Takes in what the methods want to know of the rows that have just attended at `layer`; `log_sum_exp` is
     /// `[rows, heads]`.
+    ///
+    /// # Errors
+    /// [`CacheError::Spill`] if keys that were not visited lie in a file and cannot be read.
     pub fn observe(
         &mut self,
         pool: &ThreadPool,
@@ -192,14 +216,14 @@ impl SequenceCache {
         layer: usize,
         queries: StepQueries<'_>,
         log_sum_exp: &[f32],
-    ) {
+    ) -> Result<(), CacheError> {
         if store.layer(layer).window.is_some() {
-            return;
+            return Ok(());
         }
         if self.evidence.window > 0 && queries.phase == Phase::Prefill {
             self.window[layer].push(&queries, log_sum_exp, self.evidence.window);
         }
-        evidence::gather(pool, store, &mut self.layers[layer].heads, self.evidence, &queries, log_sum_exp);
+        evidence::gather(pool, store, &mut self.layers[layer].heads, self.evidence, &queries, log_sum_exp)
     }
 
     /// Counts the `tokens` that were appended at every layer, gives back what sliding windows have left behind, and lets the
@@ -270,8 +294,12 @@ impl SequenceCache {
                 tokens: self.len,
                 new_tokens,
                 encoded: Vec::new(),
+                unread: OnceLock::new(),
             };
             hook(&mut **method, &mut cache)?;
+            if let Some(unread) = cache.unread.take() {
+                return Err(unread);
+            }
         }
         Ok(())
     }

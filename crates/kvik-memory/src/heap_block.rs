@@ -39,7 +39,9 @@ impl Deref for HeapBlock {
 impl DerefMut for HeapBlock {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, `&mut self` makes the access exclusive, and any bytes are a valid line.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE_BYTES) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE_BYTES)
+        }
     }
 }
 

@@ -123,11 +123,21 @@ impl SpillFile {
     pub fn write(&self, block: &[u8]) -> Result<Slot, SpillError> {
         let bytes = block.len();
         // Made first, so that a failure frees it.
-        let slot = Slot { file: self.clone(), offset: self.slots().take(length(bytes)), bytes, checksum: xxh3_64(block) };
+        let slot = Slot {
+            file: self.clone(),
+            offset: self.slots().take(length(bytes)),
+            bytes,
+            checksum: xxh3_64(block),
+        };
         match self.0.file.write_all_at(block, slot.offset) {
             Ok(()) => Ok(slot),
             Err(source) => Err(SpillError::Write { folder: self.0.folder.clone(), bytes, source }),
         }
+    }
+
+    /// True if both are one file.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Bytes of the slots in use.
@@ -232,7 +242,12 @@ impl Drop for Slot {
         let len = self.file_bytes();
         let mut slots = self.file.slots();
         slots.used_bytes -= len;
-        slots.free.entry(len).or_default().push(self.offset);
+        if slots.used_bytes > 0 {
+            slots.free.entry(len).or_default().push(self.offset);
+        } else {
+            *slots = Slots::default();
+            let _ = self.file.0.file.set_len(0);
+        }
     }
 }
 
@@ -312,7 +327,6 @@ mod tests {
             check(slot, seed, 8192);
         }
         drop((slots, more));
-        file.trim();
         assert_eq!((file.used_bytes(), handle.metadata().unwrap().len()), (0, 0));
     }
 
