@@ -15,7 +15,7 @@ use crate::{
     KvShape, KvStore, LayerShape, RowStatistics, Segment, SegmentRow, attend,
     evidence::WindowQueries,
     head::HeadCache,
-    segment::EncodedRows,
+    segment::{EncodedRows, Plane},
     sequence::LayerCache,
     store::{Block, CacheError},
 };
@@ -321,6 +321,17 @@ impl OpenCache<'_> {
     /// Bytes of RAM that the sequence's blocks take.
     pub fn used_bytes(&self) -> usize {
         self.all_segments().map(|segment| segment.used_bytes(self.store)).sum()
+    }
+
+    /// Bytes that the sequence's blocks would take in RAM besides: those that only a file holds.
+    pub fn away_bytes(&self) -> usize {
+        self.all_segments().map(|segment| segment.away_bytes(self.store)).sum()
+    }
+
+    /// Bytes that some tiles of a head take when they are in RAM; a block that several hold counts in equal parts.
+    pub fn tile_bytes(&self, layer: usize, kv_head: usize, tiles: Range<u32>) -> usize {
+        let planes = tiles.filter_map(|tile| self.head(layer, kv_head).tile_planes(tile as usize)).flatten();
+        planes.flat_map(Plane::blocks).map(|block| self.store.share_bytes(block)).sum()
     }
 
     /// Bytes of files that the sequence's blocks take, those that are in RAM as well included.

@@ -700,7 +700,7 @@ impl Segment {
     /// row.
     pub(crate) fn used_bytes(&self, store: &KvStore) -> usize {
         let in_ram = blocks(&self.tiles).filter(|&block| store.is_in_ram(block));
-        let blocks: usize = in_ram.map(|block| store.block_bytes(block) / store.holders(block)).sum();
+        let blocks: usize = in_ram.map(|block| store.share_bytes(block)).sum();
         let positions = match &self.positions {
             RowPositions::From(_) => 0,
             RowPositions::Each(positions) => positions.len(),
@@ -708,6 +708,12 @@ impl Segment {
         let bias = self.bias.as_ref().map_or(0, Vec::len);
         let magnitudes = self.magnitudes.as_ref().map_or(0, |m| m.keys.len() + m.values.len());
         blocks + 4 * (positions + bias + magnitudes)
+    }
+
+    /// Bytes that the blocks would take in RAM besides; one that several hold counts in equal parts.
+    pub(crate) fn away_bytes(&self, store: &KvStore) -> usize {
+        let away = blocks(&self.tiles).filter(|&block| !store.is_in_ram(block));
+        away.map(|block| store.share_bytes(block)).sum()
     }
 
     /// Bytes of files that the blocks take; one that several hold counts in equal parts.

@@ -319,6 +319,11 @@ impl KvStore {
         self.entry(block).holders as usize
     }
 
+    /// Bytes of a block in RAM, in equal parts for all who hold it.
+    pub(crate) fn share_bytes(&self, block: Block) -> usize {
+        self.block_bytes(block) / self.holders(block)
+    }
+
     pub(crate) fn block_bytes(&self, block: Block) -> usize {
         self.pools[self.entry(block).class.0 as usize].block_bytes()
     }

@@ -6,9 +6,17 @@ pub mod minicache;
 pub mod random;
 pub mod snapkv;
 pub mod streaming;
+pub mod tier;
 
 use crate::MethodInfo;
 
 /// All methods, by name.
-pub static METHODS: &[&MethodInfo] =
-    &[&kivi::INFO, &l2norm::INFO, &minicache::INFO, &random::INFO, &snapkv::INFO, &streaming::INFO];
+pub static METHODS: &[&MethodInfo] = &[
+    &kivi::INFO,
+    &l2norm::INFO,
+    &minicache::INFO,
+    &random::INFO,
+    &snapkv::INFO,
+    &streaming::INFO,
+    &tier::INFO,
+];
