@@ -699,7 +699,7 @@ impl Segment {
     /// Bytes of RAM that the blocks take, of which one that several hold counts in equal parts, and what stands beside them per
     /// row.
     pub(crate) fn used_bytes(&self, store: &KvStore) -> usize {
-        let in_ram = blocks(&self.tiles).filter(|&block| store.is_in_ram(block));
+        let in_ram = blocks(&self.tiles).filter(|&block| store.takes_ram(block));
         let blocks: usize = in_ram.map(|block| store.share_bytes(block)).sum();
         let positions = match &self.positions {
             RowPositions::From(_) => 0,
@@ -712,7 +712,7 @@ impl Segment {
 
     /// Bytes that the blocks would take in RAM besides; one that several hold counts in equal parts.
     pub(crate) fn away_bytes(&self, store: &KvStore) -> usize {
-        let away = blocks(&self.tiles).filter(|&block| !store.is_in_ram(block));
+        let away = blocks(&self.tiles).filter(|&block| !store.takes_ram(block));
         away.map(|block| store.share_bytes(block)).sum()
     }
 

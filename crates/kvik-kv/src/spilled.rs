@@ -129,6 +129,11 @@ impl KvStore {
         !matches!(self.entry(block).place, Place::Away)
     }
 
+    /// True if RAM is taken for a block: it is there, or being read.
+    pub(crate) fn takes_ram(&self, block: Block) -> bool {
+        self.is_in_ram(block) || self.spilled.wished.contains_key(&block)
+    }
+
     /// Takes a block out of RAM; `file` gets it, unless a file holds it already.
     ///
     /// # Errors

@@ -197,7 +197,7 @@ impl KvStore {
     /// Bytes of RAM that blocks in use take.
     pub fn used_bytes(&self) -> usize {
         let pools: usize = self.pools.iter().map(|pool| pool.used_bytes()).sum();
-        let in_ram = |block| if self.is_in_ram(block) { self.block_bytes(block) } else { 0 };
+        let in_ram = |block| if self.takes_ram(block) { self.block_bytes(block) } else { 0 };
         pools + self.spilled.ram_bytes() - self.left_behind(in_ram)
     }
 

@@ -11,6 +11,7 @@ mod kivi;
 mod lab;
 mod record;
 mod snapkv;
+mod tier;
 
 pub use lab::{Lab, Scale};
 pub use record::{Finding, Machine, Measurement, Record, table};
@@ -39,7 +40,7 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &snapkv::SnapKv];
+pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &snapkv::SnapKv, &tier::Tier];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]

@@ -99,14 +99,17 @@ impl Tier {
     /// are in RAM together fill the budget.
     fn plan(&mut self, cache: &OpenCache<'_>) {
         let mut movable = vec![0; cache.shape().layers.len()];
+        // Room for the next tile of each head is taken before it is asked again.
+        let mut fixed = 0;
         self.planned_tiles = 0;
         for (layer, kv_head) in cache.heads() {
+            fixed += cache.layer(layer).tile().tile_bytes();
             let tiles = cache.tiles(layer, kv_head);
             movable[layer] += cache.tile_bytes(layer, kv_head, 0..movable_tiles(tiles));
             self.planned_tiles += tiles;
         }
         let all: usize = movable.iter().sum();
-        let fixed = cache.used_bytes() + cache.away_bytes() - all;
+        fixed += cache.used_bytes() + cache.away_bytes() - all;
         let layers_in_ram = if self.prefetch { 2 } else { 1 };
         let passing = movable.iter().max().map_or(0, |most| layers_in_ram * most).min(all);
         let room = self.ram_bytes as f64 - (fixed + passing) as f64;
