@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
+    ops::Range,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -36,17 +37,18 @@ struct Model {
     shape: AttentionShape,
 }
 
-struct One<'a>(&'a SequenceCache, usize, Phase);
+/// Sequences with equally many new tokens each.
+struct Batch<'a>(&'a [&'a mut SequenceCache], usize, Phase);
 
-impl Sequences for One<'_> {
+impl Sequences for Batch<'_> {
     fn count(&self) -> usize {
-        1
+        self.0.len()
     }
-    fn cache(&self, _sequence: usize) -> &SequenceCache {
-        self.0
+    fn cache(&self, sequence: usize) -> &SequenceCache {
+        self.0[sequence]
     }
-    fn rows(&self, _sequence: usize) -> std::ops::Range<usize> {
-        0..self.1
+    fn rows(&self, sequence: usize) -> Range<usize> {
+        sequence * self.1..(sequence + 1) * self.1
     }
     fn phase(&self, _sequence: usize) -> Phase {
         self.2
@@ -84,48 +86,81 @@ impl Model {
         tokens: usize,
         phase: Phase,
     ) -> Result<Vec<u32>, CacheError> {
-        let result = self.try_step(cache, tokens, phase);
+        self.step_together(&mut [cache], tokens, phase)
+    }
+
+    /// [`Self::step`] for several sequences at once: layer after layer, the bits of all.
+    fn step_together(
+        &mut self,
+        caches: &mut [&mut SequenceCache],
+        tokens: usize,
+        phase: Phase,
+    ) -> Result<Vec<u32>, CacheError> {
+        let result = self.try_step(caches, tokens, phase);
         if result.is_err() {
-            let len = cache.len();
-            cache.truncate(&mut self.store, len);
+            for cache in caches {
+                let len = cache.len();
+                cache.truncate(&mut self.store, len);
+            }
         }
         result
     }
 
     fn try_step(
         &mut self,
-        cache: &mut SequenceCache,
+        caches: &mut [&mut SequenceCache],
         tokens: usize,
         phase: Phase,
     ) -> Result<Vec<u32>, CacheError> {
         let Self { pool, store, scratch, shape } = self;
-        let first = cache.len();
-        let positions: Vec<u32> = (first..first + tokens).map(|position| position as u32).collect();
-        cache.reserve(store, tokens)?;
+        let new: Vec<Range<usize>> = caches.iter().map(|cache| cache.len()..cache.len() + tokens).collect();
+        let positions: Vec<u32> = new.iter().cloned().flatten().map(|position| position as u32).collect();
+        for cache in caches.iter_mut() {
+            cache.reserve(store, tokens)?;
+        }
         let mut bits = Vec::new();
         for layer in 0..LAYERS {
-            let numbers =
-                |what: usize, heads: usize| rows(layer * 3 + what, first..first + tokens, heads * DIM);
-            cache.append(pool, store, layer, &numbers(0, KV_HEADS), &numbers(1, KV_HEADS));
-            let queries = numbers(2, HEADS);
+            let numbers = |what: usize, heads: usize| -> Vec<f32> {
+                new.iter().flat_map(|new| rows(layer * 3 + what, new.clone(), heads * DIM)).collect()
+            };
+            let (keys, values, queries) = (numbers(0, KV_HEADS), numbers(1, KV_HEADS), numbers(2, HEADS));
             let mut shape = *shape;
             shape.reach.window = store.shape().layers[layer].window.map(|window| window as u32);
-            let step = StepQueries { shape: &shape, phase, queries: &queries, positions: &positions };
-            cache.before_attention(pool, store, layer, step)?;
-            cache.bring_visited(store, layer)?;
-            let mut out = vec![0.0; tokens * HEADS * DIM];
-            let mut log_sum_exp = vec![0.0; tokens * HEADS];
+            let step_of = |index: usize| StepQueries {
+                shape: &shape,
+                phase,
+                queries: &queries[index * tokens * HEADS * DIM..][..tokens * HEADS * DIM],
+                positions: &positions[index * tokens..][..tokens],
+            };
+            for (index, cache) in caches.iter_mut().enumerate() {
+                let width = tokens * KV_HEADS * DIM;
+                let own = index * width..(index + 1) * width;
+                cache.append(pool, store, layer, &keys[own.clone()], &values[own]);
+            }
+            for (index, cache) in caches.iter_mut().enumerate() {
+                cache.before_attention(pool, store, layer, step_of(index))?;
+            }
+            for cache in caches.iter() {
+                cache.bring_visited(store, layer)?;
+            }
+            let mut out = vec![0.0; positions.len() * HEADS * DIM];
+            let mut log_sum_exp = vec![0.0; positions.len() * HEADS];
             let rows = AttentionRows {
                 queries: &queries,
                 positions: &positions,
                 out: &mut out,
                 log_sum_exp: Some(&mut log_sum_exp),
             };
-            attend(pool, store, &One(cache, tokens, phase), layer, &shape, rows, scratch);
-            cache.observe(pool, store, layer, step, &log_sum_exp)?;
+            attend(pool, store, &Batch(caches, tokens, phase), layer, &shape, rows, scratch);
+            for (index, cache) in caches.iter_mut().enumerate() {
+                let own = &log_sum_exp[index * tokens * HEADS..][..tokens * HEADS];
+                cache.observe(pool, store, layer, step_of(index), own)?;
+            }
             bits.extend(out.iter().map(|number| number.to_bits()));
         }
-        cache.commit(pool, store, tokens, phase)?;
+        for cache in caches.iter_mut() {
+            cache.commit(pool, store, tokens, phase)?;
+        }
         Ok(bits)
     }
 
@@ -134,7 +169,7 @@ impl Model {
     }
 }
 
-fn rows(what: usize, range: std::ops::Range<usize>, width: usize) -> Vec<f32> {
+fn rows(what: usize, range: Range<usize>, width: usize) -> Vec<f32> {
     let number = |row: usize, column: usize| {
         let x = (row * 7919 + column * 104_729 + what * 1_299_709) as u64;
         let x = (x ^ 0x9e37).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -183,6 +218,7 @@ fn play(pipeline: &str, events: &[Event]) -> (Vec<Vec<u32>>, usize) {
                     for &chunk in chunks.iter().filter(|&&chunk| chunk > 0) {
                         if cache.len() + chunk < CAPACITY {
                             bits.push(model.step(&mut cache, chunk, Phase::Prefill).unwrap());
+                            most_in_file = most_in_file.max(model.store.file_bytes());
                         }
                     }
                     model.end_of_prompt(&mut cache).unwrap();
@@ -461,6 +497,33 @@ fn ram_stays_within_the_budget_or_the_working_set() {
             model.store.file_bytes() > whole - most - 22 * 2 * PLANE_BYTES * KV_HEADS,
             "one layer has a window"
         );
+    }
+}
+
+#[test]
+fn sequences_that_share_blocks_step_together_while_each_moves_them() {
+    let play = |pipelines: [&str; 2]| {
+        let mut model = Model::new();
+        let mut first = model.sequence(pipelines[0]);
+        let mut bits = vec![model.step(&mut first, 700, Phase::Prefill).unwrap()];
+        model.end_of_prompt(&mut first).unwrap();
+        let mut second = first.fork(&mut model.store);
+        let mut third = model.sequence(pipelines[1]);
+        bits.push(model.step(&mut third, 450, Phase::Prefill).unwrap());
+        model.end_of_prompt(&mut third).unwrap();
+        let before = model.store.used_bytes() + model.store.file_bytes();
+        for _ in 0..70 {
+            let all = &mut [&mut first, &mut third, &mut second];
+            bits.push(model.step_together(all, 1, Phase::Decode).unwrap());
+        }
+        // What the two share is there once, in RAM and in the file at most.
+        assert!(model.store.used_bytes() + model.store.file_bytes() < 2 * before);
+        bits
+    };
+    let want = play(["full", "full"]);
+    for tier in ["tier(ram=0)", "tier(ram=400000)", "tier(ram=300000,prefetch=no)"] {
+        assert!(play([tier, "full"]) == want, "{tier}");
+        assert!(play([tier, tier]) == want, "{tier}");
     }
 }
 

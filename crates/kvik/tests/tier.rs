@@ -51,20 +51,46 @@ fn a_pipeline_gives_the_same_bits_with_a_file_behind_it() {
         "minicache+",
         "snapkv(budget=700)+kivi+",
     ] {
-        let plain = methods.strip_suffix('+').unwrap_or("full");
-        let mut in_ram = session(&engine, plain);
+        let mut in_ram = session(&engine, methods.strip_suffix('+').unwrap_or("full"));
         let want = follow(&mut engine, &mut in_ram, prompt, decoded);
         let whole = engine.kv_bytes(&in_ram);
         drop(in_ram);
-        // A quarter of the prompt's rows; nothing but what must be there; and no reading ahead.
-        for arguments in ["ram=7MiB", "ram=0", "ram=7MiB,prefetch=no"] {
+        for arguments in ["ram=12MiB", "ram=0", "ram=0,prefetch=no"] {
             let pipeline = format!("{methods}tier({arguments})");
             let mut tiered = session(&engine, &pipeline);
             let got = follow(&mut engine, &mut tiered, prompt, decoded);
             assert!(got == want, "{pipeline}");
-            assert!(engine.kv_file_bytes(&tiered) > 0, "{pipeline}");
-            assert!(engine.kv_bytes(&tiered) < whole, "{pipeline}: {} of {whole}", engine.kv_bytes(&tiered));
+            let (ram, file) = (engine.kv_bytes(&tiered), engine.kv_file_bytes(&tiered));
+            if arguments == "ram=12MiB" {
+                assert!(ram <= 12 << 20, "{pipeline}: {ram} bytes");
+            } else {
+                assert!(file > 0 && ram < whole, "{pipeline}: {ram} of {whole} bytes, {file} in the file");
+            }
         }
         assert_eq!((engine.store_bytes(), engine.store_file_bytes()), (0, 0), "after {methods}tier");
+    }
+}
+
+#[test]
+fn forks_and_shorter_sequences_give_the_same_bits() {
+    let mut engine = engine(2);
+    let ids = tokens(&engine, PROMPT_TOKENS + 2 * DECODED);
+    let (prompt, rest) = ids.split_at(PROMPT_TOKENS);
+    let (one, other) = rest.split_at(DECODED);
+    let mut play = |pipeline: &str| {
+        let mut first = session(&engine, pipeline);
+        let mut bits = follow(&mut engine, &mut first, &prompt[..900], one);
+        let mut fork = engine.fork(&first);
+        bits.extend(follow(&mut engine, &mut fork, &prompt[900..1000], other));
+        bits.extend(follow(&mut engine, &mut first, &prompt[1000..], one));
+        assert_eq!(engine.truncate(&mut fork, 1000), 1000);
+        bits.extend(follow(&mut engine, &mut fork, &prompt[..50], one));
+        assert_eq!(engine.truncate(&mut first, 0), 0);
+        bits.extend(follow(&mut engine, &mut first, &prompt[..300], other));
+        bits
+    };
+    let want = play("full");
+    for pipeline in ["tier(ram=10MiB)", "tier(ram=0)"] {
+        assert!(play(pipeline) == want, "{pipeline}");
     }
 }
