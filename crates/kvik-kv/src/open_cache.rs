@@ -318,6 +318,13 @@ impl OpenCache<'_> {
         planes.is_none_or(|planes| planes[plane as usize].blocks().all(|block| self.store.is_in_ram(block)))
     }
 
+    /// As [`Self::in_ram`], of the tile that a row lies in.
+    pub fn row_in_ram(&self, layer: usize, kv_head: usize, plane: PlaneKind, row: usize) -> bool {
+        let (segment, row) = self.head(layer, kv_head).find(row);
+        let planes = self.segments(layer, kv_head)[segment].planes_of(row);
+        planes[plane as usize].blocks().all(|block| self.store.is_in_ram(block))
+    }
+
     /// Bytes of RAM that the sequence's blocks take.
     pub fn used_bytes(&self) -> usize {
         self.all_segments().map(|segment| segment.used_bytes(self.store)).sum()

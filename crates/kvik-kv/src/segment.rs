@@ -327,6 +327,11 @@ impl Segment {
         self.tiles.iter()
     }
 
+    /// The planes of the tile that a row lies in.
+    pub(crate) fn planes_of(&self, row: usize) -> &[Plane; 2] {
+        &self.tiles[row / TILE_TOKENS]
+    }
+
     /// The planes of a tile, if it was not given back.
     pub(crate) fn planes(&self, index: usize) -> Option<&[Plane; 2]> {
         self.tiles.get(index.checked_sub(self.dropped)?)
