@@ -202,7 +202,7 @@ impl SequenceCache {
             return Ok(());
         }
         let heads = &self.layers[layer].heads;
-        heads.iter().flat_map(HeadCache::visited_blocks).try_for_each(|block| store.bring(block))
+        store.bring_all(heads.iter().flat_map(HeadCache::visited_blocks))
     }
 
     /// Takes in what the methods want to know of the rows that have just attended at `layer`; `log_sum_exp` is
