@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+mod basis;
 pub mod budget;
 mod draw;
 mod evidence;
@@ -31,7 +32,10 @@ mod shared_rows;
 mod spilled;
 mod store;
 
+pub use kvik_kernels::attention::PlaneKind;
+
 pub use attend::{Sequences, attend};
+pub use basis::ValueBasis;
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
 pub use kvik_memory::{SpillError, SpillFile};

@@ -10,8 +10,13 @@ const DECODED: usize = 20;
 
 fn engine(sessions: usize) -> Engine {
     let path = kvik::pull::ensure("smollm2").unwrap();
-    let options =
-        EngineOptions { threads: Some(2), context_tokens: Some(2048), prefill_chunk_tokens: 256, sessions };
+    let options = EngineOptions {
+        threads: Some(2),
+        context_tokens: Some(2048),
+        prefill_chunk_tokens: 256,
+        sessions,
+        ..EngineOptions::default()
+    };
     Engine::load(&path, &options).unwrap()
 }
 

@@ -9,7 +9,9 @@
 
 mod kivi;
 mod lab;
+mod minicache;
 mod record;
+mod scbench;
 mod snapkv;
 mod tier;
 
@@ -40,7 +42,8 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &snapkv::SnapKv, &tier::Tier];
+pub const EXPERIMENTS: &[&dyn Experiment] =
+    &[&kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv, &tier::Tier];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]
