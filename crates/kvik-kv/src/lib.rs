@@ -30,6 +30,7 @@ pub mod select;
 mod sequence;
 mod shape;
 mod shared_rows;
+mod spilled;
 mod store;
 
 pub use kvik_kernels::attention::PlaneKind;
@@ -39,6 +40,7 @@ pub use basis::ValueBasis;
 pub use calibration::{Calibration, CalibrationError, CalibrationHeader};
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
+pub use kvik_memory::{SpillError, SpillFile};
 pub use method::Method;
 pub use open_cache::OpenCache;
 pub use pipeline::{

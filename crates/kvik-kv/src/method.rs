@@ -32,6 +32,11 @@ pub trait Method: Send + Sync {
         false
     }
 
+    /// False if it changes no row, so that a sequence can be cut back to any part of its prompt.
+    fn rewrites(&self) -> bool {
+        true
+    }
+
     /// Before the queries of a step attend at `layer`, the step's own rows appended: what they will visit can be brought,
     /// rebuilt or chosen here ([`OpenCache::visit`]).
     ///

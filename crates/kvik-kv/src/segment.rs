@@ -11,7 +11,10 @@ use kvik_kernels::attention::{
     Codec, PlaneKind, Positions, Rotary, RowScales, StoredPlane, StoredTile, TILE_TOKENS, TileBuffer,
 };
 
-use crate::store::{Block, CacheError, KvStore};
+use crate::{
+    spilled::{Glance, ReadBlocks},
+    store::{Block, CacheError, KvStore},
+};
 
 /// One cached token of one head.
 #[derive(Clone, Copy, Debug)]
@@ -319,10 +322,25 @@ impl Segment {
         self.dropped
     }
 
-    pub(crate) fn tile<'a>(&'a self, store: &'a KvStore, index: usize) -> Option<StoredTile<'a>> {
-        let planes = self.tiles.get(index.checked_sub(self.dropped)?)?;
-        let shape = store.layer(self.layer).tile();
-        let [keys, values] = PLANES.map(|plane| planes[plane as usize].stored(store, shape.plane(plane).1));
+    /// The planes of all tiles that were not given back, those that room was reserved in included.
+    pub(crate) fn all_planes(&self) -> impl Iterator<Item = &[Plane; 2]> + Clone {
+        self.tiles.iter()
+    }
+
+    /// The planes of the tile that a row lies in.
+    pub(crate) fn planes_of(&self, row: usize) -> &[Plane; 2] {
+        &self.tiles[row / TILE_TOKENS]
+    }
+
+    /// The planes of a tile, if it was not given back.
+    pub(crate) fn planes(&self, index: usize) -> Option<&[Plane; 2]> {
+        self.tiles.get(index.checked_sub(self.dropped)?)
+    }
+
+    pub(crate) fn tile<'a>(&'a self, blocks: &'a impl ReadBlocks, index: usize) -> Option<StoredTile<'a>> {
+        let planes = self.planes(index)?;
+        let shape = blocks.store().layer(self.layer).tile();
+        let [keys, values] = PLANES.map(|plane| planes[plane as usize].stored(blocks, shape.plane(plane).1));
         let start = index * TILE_TOKENS;
         let len = (self.len - start).min(TILE_TOKENS);
         let rows = start..start + TILE_TOKENS;
@@ -348,15 +366,26 @@ impl Segment {
     }
 
     /// Reads `rows` of a plane as attention sees them, into `out` (`[rows, dim]`).
-    pub(crate) fn read(&self, store: &KvStore, plane: PlaneKind, rows: Range<usize>, out: &mut [f32]) {
+    ///
+    /// # Errors
+    /// [`CacheError::Spill`] if a row lies in a file and cannot be read; it is zeros then.
+    pub(crate) fn read(
+        &self,
+        store: &KvStore,
+        plane: PlaneKind,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CacheError> {
         let shape = store.layer(self.layer).tile();
         let dim = shape.plane(plane).0;
         let mut buffer = TileBuffer::default();
         let mut out = out.chunks_exact_mut(dim);
         let mut row = self.dropped * TILE_TOKENS + rows.start;
         let end = self.dropped * TILE_TOKENS + rows.end;
+        let tiles = (row / TILE_TOKENS..end.div_ceil(TILE_TOKENS)).filter_map(|index| self.planes(index));
+        let (glance, failure) = Glance::at(store, tiles.flat_map(|tile| tile[plane as usize].blocks()));
         while row < end {
-            let tile = self.tile(store, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
+            let tile = self.tile(&glance, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
             let tile = tile.decode(shape, &mut buffer);
             let numbers = if plane == PlaneKind::Keys { tile.keys } else { tile.values };
             let until = end.min((row / TILE_TOKENS + 1) * TILE_TOKENS);
@@ -366,6 +395,7 @@ impl Segment {
             }
             row = until;
         }
+        failure.map_or(Ok(()), Err)
     }
 
     /// Encodes the rows of a plane up to `end`, as far as whole groups of the codec allow; those that are encoded already stay.
@@ -406,6 +436,7 @@ impl Segment {
                 this.rows = None;
                 continue;
             }
+            store.bring(rows)?;
             numbers.resize((until - first) * dim, 0.0);
             for (row, out) in (first..until).zip(numbers.chunks_exact_mut(dim)) {
                 shape.read_row(plane, store.rows(rows, plane_len), row, out);
@@ -431,13 +462,15 @@ impl Segment {
     /// Keeps the rows that `keep` lists, in rising order, and gives back what the others held.
     ///
     /// # Errors
-    /// [`CacheError::Full`] when a block had to be copied and there was none; the segment is then as it was.
+    /// [`CacheError::Full`] when a block had to be copied and there was none, [`CacheError::Spill`] when one lies in a file and
+    /// cannot be read; the segment is then as it was.
     pub(crate) fn retain(&mut self, store: &mut KvStore, keep: &[u32]) -> Result<(), CacheError> {
         assert_eq!(self.dropped, 0, "rows of sliding windows are not chosen");
         if keep.len() == self.len {
             return Ok(());
         }
         self.decode(store)?;
+        store.bring_all(blocks(&self.tiles))?;
         let shape = store.layer(self.layer).tile();
         let tiles = keep.len().div_ceil(TILE_TOKENS);
         for plane in PLANES {
@@ -499,6 +532,7 @@ impl Segment {
                     let keep: Vec<u32> = (0..self.len as u32).filter(|&r| r as usize != row).collect();
                     return self.retain(store, &keep);
                 };
+                store.bring(source)?;
                 shape.read_row(plane, store.rows(source, len), last % TILE_TOKENS, &mut numbers);
                 let target = store.owned(target)?;
                 self.tiles[row / TILE_TOKENS][plane as usize].rows = Some(target);
@@ -541,6 +575,9 @@ impl Segment {
         let Some(EncodedRows { codec, block, rows }) = this.encoded.clone() else { return Ok(()) };
         let (dim, len) = shape.plane(plane);
         let mut numbers = vec![0u16; len];
+        for block in this.blocks() {
+            store.bring(block)?;
+        }
         codec.decode(plane, dim, rows, store.bytes(block), &mut numbers);
         if let Some(rest) = this.rows {
             for row in rows..TILE_TOKENS {
@@ -652,7 +689,7 @@ impl Segment {
         self.bias = None;
         self.magnitudes = None;
         self.rotation = KeyRotation::Stored;
-        self.tiles.drain(..).flat_map(|tile| tile.into_iter().flat_map(Plane::into_blocks))
+        self.tiles.drain(..).flat_map(|[keys, values]| keys.blocks().chain(values.blocks()))
     }
 
     /// Gives all blocks back.
@@ -662,10 +699,11 @@ impl Segment {
         }
     }
 
-    /// Bytes of the blocks, of which one that several hold counts in equal parts, and of what stands beside them per row.
+    /// Bytes of RAM that the blocks take, of which one that several hold counts in equal parts, and what stands beside them per
+    /// row.
     pub(crate) fn used_bytes(&self, store: &KvStore) -> usize {
-        let blocks: usize =
-            blocks(&self.tiles).map(|block| store.block_bytes(block) / store.holders(block)).sum();
+        let in_ram = blocks(&self.tiles).filter(|&block| store.takes_ram(block));
+        let blocks: usize = in_ram.map(|block| store.share_bytes(block)).sum();
         let positions = match &self.positions {
             RowPositions::From(_) => 0,
             RowPositions::Each(positions) => positions.len(),
@@ -674,16 +712,27 @@ impl Segment {
         let magnitudes = self.magnitudes.as_ref().map_or(0, |m| m.keys.len() + m.values.len());
         blocks + 4 * (positions + bias + magnitudes)
     }
+
+    /// Bytes that the blocks would take in RAM besides; one that several hold counts in equal parts.
+    pub(crate) fn away_bytes(&self, store: &KvStore) -> usize {
+        let away = blocks(&self.tiles).filter(|&block| !store.takes_ram(block));
+        away.map(|block| store.share_bytes(block)).sum()
+    }
+
+    /// Bytes of files that the blocks take; one that several hold counts in equal parts.
+    pub(crate) fn file_bytes(&self, store: &KvStore) -> usize {
+        blocks(&self.tiles).map(|block| store.spilled.file_bytes_of(block) / store.holders(block)).sum()
+    }
 }
 
 impl Plane {
-    fn stored<'a>(&'a self, store: &'a KvStore, len: usize) -> StoredPlane<'a> {
-        let rows = self.rows.map(|block| store.rows(block, len));
+    fn stored<'a>(&'a self, blocks: &'a impl ReadBlocks, len: usize) -> StoredPlane<'a> {
+        let rows = self.rows.map(|block| blocks.rows(block, len));
         match (&self.encoded, rows) {
             (None, Some(rows)) => StoredPlane::Rows(rows),
             (Some(encoded), rest) => StoredPlane::Encoded {
                 codec: &*encoded.codec,
-                block: store.bytes(encoded.block),
+                block: blocks.bytes(encoded.block),
                 rows: encoded.rows,
                 rest,
             },
@@ -691,20 +740,18 @@ impl Plane {
         }
     }
 
-    fn into_blocks(self) -> impl Iterator<Item = Block> {
-        self.rows.into_iter().chain(self.encoded.map(|encoded| encoded.block))
+    /// Its blocks.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + Clone + use<> {
+        self.rows.into_iter().chain(self.encoded.as_ref().map(|encoded| encoded.block))
     }
 }
 
-fn blocks(tiles: &[[Plane; 2]]) -> impl Iterator<Item = Block> {
-    tiles
-        .iter()
-        .flatten()
-        .flat_map(|plane| plane.rows.into_iter().chain(plane.encoded.as_ref().map(|e| e.block)))
+fn blocks(tiles: &[[Plane; 2]]) -> impl Iterator<Item = Block> + Clone {
+    tiles.iter().flatten().flat_map(Plane::blocks)
 }
 
 fn release(store: &mut KvStore, tile: [Plane; 2]) {
-    for block in tile.into_iter().flat_map(Plane::into_blocks) {
+    for block in tile.iter().flat_map(Plane::blocks) {
         store.release(block);
     }
 }

@@ -13,6 +13,7 @@ mod minicache;
 mod record;
 mod scbench;
 mod snapkv;
+mod tier;
 
 pub use lab::{Lab, Scale};
 pub use record::{Finding, Machine, Measurement, Record, table};
@@ -42,7 +43,7 @@ pub trait Experiment: Sync {
 
 /// Every experiment, by name.
 pub const EXPERIMENTS: &[&dyn Experiment] =
-    &[&kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv];
+    &[&kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv, &tier::Tier];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]

@@ -7,6 +7,7 @@ pub mod minicache;
 pub mod random;
 pub mod snapkv;
 pub mod streaming;
+pub mod tier;
 
 use crate::MethodInfo;
 
@@ -20,4 +21,5 @@ pub static METHODS: &[&MethodInfo] = &[
     &random::INFO,
     &snapkv::INFO,
     &streaming::INFO,
+    &tier::INFO,
 ];
