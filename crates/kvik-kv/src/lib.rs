@@ -27,6 +27,7 @@ mod segment;
 pub mod select;
 mod sequence;
 mod shape;
+mod shared_rows;
 mod store;
 
 pub use attend::{Sequences, attend};
@@ -40,4 +41,5 @@ pub use pipeline::{
 pub use segment::{KeyRotation, Magnitudes, Segment, SegmentRow};
 pub use sequence::SequenceCache;
 pub use shape::{KvShape, LayerShape};
+pub use shared_rows::SharedRow;
 pub use store::{CacheError, KvStore, KvStoreError};

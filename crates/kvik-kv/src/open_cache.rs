@@ -78,8 +78,7 @@ impl OpenCache<'_> {
 
     /// Positions of a head's rows.
     pub fn positions(&self, layer: usize, kv_head: usize) -> Vec<u32> {
-        let segments = self.segments(layer, kv_head).iter();
-        segments.flat_map(|segment| (0..segment.len()).map(|row| segment.position(row))).collect()
+        self.segments(layer, kv_head).iter().flat_map(Segment::positions).collect()
     }
 
     /// The row with the lowest position among a head's rows from row `from` on.
@@ -88,8 +87,7 @@ impl OpenCache<'_> {
     /// If there is none.
     pub fn oldest(&self, layer: usize, kv_head: usize, from: usize) -> usize {
         let segments = self.segments(layer, kv_head).iter();
-        let positions = segments.flat_map(|segment| (0..segment.len()).map(|row| segment.position(row)));
-        let rows = positions.enumerate().skip(from);
+        let rows = segments.flat_map(Segment::positions).enumerate().skip(from);
         rows.min_by_key(|(_, position)| *position).expect("there is a row").0
     }
 
@@ -100,15 +98,16 @@ impl OpenCache<'_> {
 
     /// Keys of some rows as attention sees them, `[rows, key_dim]`.
     pub fn keys(&self, layer: usize, kv_head: usize, rows: Range<usize>) -> Vec<f32> {
-        self.read(layer, kv_head, PlaneKind::Keys, rows)
+        self.plane(layer, kv_head, PlaneKind::Keys, rows)
     }
 
     /// Values of some rows as attention sees them, `[rows, value_dim]`.
     pub fn values(&self, layer: usize, kv_head: usize, rows: Range<usize>) -> Vec<f32> {
-        self.read(layer, kv_head, PlaneKind::Values, rows)
+        self.plane(layer, kv_head, PlaneKind::Values, rows)
     }
 
-    fn read(&self, layer: usize, kv_head: usize, plane: PlaneKind, rows: Range<usize>) -> Vec<f32> {
+    /// Keys or values of some rows as attention sees them, `[rows, dim]`.
+    pub fn plane(&self, layer: usize, kv_head: usize, plane: PlaneKind, rows: Range<usize>) -> Vec<f32> {
         let dim = self.layer(layer).tile().plane(plane).0;
         let mut out = vec![0.0; rows.len() * dim];
         let mut filled = 0;
@@ -198,11 +197,6 @@ impl OpenCache<'_> {
     /// [`CacheError::Full`] if there is no room.
     pub fn segment(&mut self, layer: usize, rows: &[SegmentRow<'_>]) -> Result<Segment, CacheError> {
         Segment::from_rows(self.store, layer, rows)
-    }
-
-    /// Lets `other` hold the same planes as `segment`: they must have as many rows and the same head dimensions.
-    pub fn share_planes(&mut self, segment: &Segment, other: &mut Segment) {
-        segment.share_planes(self.store, other);
     }
 
     /// Puts `segment` in front of the growing segment of a head. The statistics of its rows begin at zero.

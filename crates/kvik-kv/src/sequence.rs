@@ -206,7 +206,7 @@ impl SequenceCache {
     /// methods rewrite.
     ///
     /// # Errors
-    /// [`CacheError`] from a method. The tokens are counted all the same; what the method left is valid.
+    /// [`CacheError`] from a method. The tokens are counted all the same; the next [`Self::truncate`] forgets the sequence.
     pub fn commit(
         &mut self,
         pool: &ThreadPool,
@@ -238,7 +238,7 @@ impl SequenceCache {
     /// Says that the prompt has been read to its end: methods that wait for that rewrite now.
     ///
     /// # Errors
-    /// [`CacheError`] from a method; what it left is valid.
+    /// [`CacheError`] from a method; the next [`Self::truncate`] then forgets the sequence.
     pub fn end_of_prompt(&mut self, pool: &ThreadPool, store: &mut KvStore) -> Result<(), CacheError> {
         if self.methods.is_empty() {
             return Ok(());
@@ -247,7 +247,7 @@ impl SequenceCache {
         let result = self.open(pool, store, prompt_tokens, |method, cache| method.end_of_prompt(cache, turn));
         self.window.iter_mut().for_each(WindowQueries::clear);
         self.turns += 1;
-        self.rewritten_tokens = self.len;
+        self.rewritten_tokens = self.rewritten_tokens.max(self.len);
         self.prompt_tokens = 0;
         store.trim();
         result
@@ -271,7 +271,11 @@ impl SequenceCache {
                 new_tokens,
                 encoded: Vec::new(),
             };
-            hook(&mut **method, &mut cache)?;
+            if let Err(error) = hook(&mut **method, &mut cache) {
+                // Rows may be missing: what is left serves no query, and is forgotten when the sequence is next cut.
+                self.rewritten_tokens = usize::MAX;
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 pub mod kivi;
 pub mod l2norm;
+pub mod minicache;
 pub mod random;
 pub mod snapkv;
 pub mod streaming;
@@ -10,4 +11,4 @@ use crate::MethodInfo;
 
 /// All methods, by name.
 pub static METHODS: &[&MethodInfo] =
-    &[&kivi::INFO, &l2norm::INFO, &random::INFO, &snapkv::INFO, &streaming::INFO];
+    &[&kivi::INFO, &l2norm::INFO, &minicache::INFO, &random::INFO, &snapkv::INFO, &streaming::INFO];

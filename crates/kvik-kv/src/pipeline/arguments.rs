@@ -12,6 +12,15 @@ pub enum ParameterKind {
         /// Largest.
         max: usize,
     },
+    /// A whole number in a range, or a word that stands for one.
+    CountOr {
+        /// The word.
+        word: &'static str,
+        /// Smallest.
+        min: usize,
+        /// Largest.
+        max: usize,
+    },
     /// A number in a range.
     Number {
         /// Smallest.
@@ -98,7 +107,7 @@ impl Arguments {
         found.unwrap_or_else(|| panic!("no parameter is called {name}")).1
     }
 
-    /// Value of a [`ParameterKind::Count`].
+    /// Value of a [`ParameterKind::Count`], or of a [`ParameterKind::CountOr`] that is no word.
     ///
     /// # Panics
     /// If it is of another kind.
@@ -133,7 +142,8 @@ impl ParameterKind {
     /// Says what a value should be if `value` is not.
     fn check(&self, value: &str) -> Result<(), String> {
         let fits = match self {
-            Self::Count { min, max } => {
+            Self::CountOr { word, .. } if value == *word => true,
+            Self::Count { min, max } | Self::CountOr { min, max, .. } => {
                 value.parse().is_ok_and(|count: usize| (*min..=*max).contains(&count))
             }
             Self::Number { min, max } => {
@@ -153,6 +163,7 @@ impl fmt::Display for ParameterKind {
         match self {
             Self::Count { min, max: usize::MAX } => write!(f, "a whole number from {min}"),
             Self::Count { min, max } => write!(f, "a whole number from {min} to {max}"),
+            Self::CountOr { word, min, max } => write!(f, "'{word}' or a whole number from {min} to {max}"),
             Self::Number { min, max } => write!(f, "a number from {min} to {max}"),
             Self::Choice(words) => write!(f, "one of {}", words.join(", ")),
             Self::Bytes => f.write_str("a number of bytes such as 512MiB"),

@@ -111,22 +111,37 @@ impl Segment {
     /// # Errors
     /// [`CacheError::Full`] when the store has too few blocks; it then holds what it held before.
     pub fn from_rows(store: &mut KvStore, layer: usize, rows: &[SegmentRow<'_>]) -> Result<Self, CacheError> {
-        let tile = store.layer(layer).tile();
         let mut segment = Self::growing(layer, 0, rows.len());
-        segment.reserve(store, rows.len())?;
-        for (index, row) in rows.iter().enumerate() {
+        segment.extend(store, rows)?;
+        Ok(segment)
+    }
+
+    /// Puts `rows` behind the others.
+    ///
+    /// # Errors
+    /// [`CacheError::Full`] when the store has too few blocks; the segment is then as it was.
+    pub(crate) fn extend(&mut self, store: &mut KvStore, rows: &[SegmentRow<'_>]) -> Result<(), CacheError> {
+        assert_eq!(self.dropped, 0, "rows of sliding windows follow each other");
+        self.reserve(store, rows.len())?;
+        let tile = store.layer(self.layer).tile();
+        let first = self.len;
+        for (index, row) in (first..).zip(rows) {
             for (plane, numbers) in PLANES.into_iter().zip([row.key, row.value]) {
-                let block = segment.plane(index, plane).rows.expect("reserved planes have rows");
+                let block = self.plane(index, plane).rows.expect("reserved planes have rows");
                 let len = tile.plane(plane).1;
                 tile.write_row(plane, store.rows_mut(block, len), index % TILE_TOKENS, numbers);
             }
         }
-        segment.len = rows.len();
-        segment.set_positions(rows.iter().map(|row| row.position).collect());
-        if rows.iter().any(|row| row.bias != 0.0) {
-            segment.set_bias(rows.iter().map(|row| row.bias).collect());
+        let mut positions: Vec<u32> = (0..first).map(|row| self.position(row)).collect();
+        positions.extend(rows.iter().map(|row| row.position));
+        let mut bias: Vec<f32> = (0..first).map(|row| self.bias(row)).collect();
+        bias.extend(rows.iter().map(|row| row.bias));
+        self.len = first + rows.len();
+        self.set_positions(positions);
+        if bias.iter().any(|&bias| bias != 0.0) {
+            self.set_bias(bias);
         }
-        Ok(segment)
+        Ok(())
     }
 
     /// Gives every row its own position.
@@ -173,6 +188,11 @@ impl Segment {
         }
     }
 
+    /// Positions of all rows.
+    pub fn positions(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.len()).map(|row| self.position(row))
+    }
+
     /// Bias of a row.
     pub fn bias(&self, row: usize) -> f32 {
         self.bias.as_ref().map_or(0.0, |bias| bias[self.dropped * TILE_TOKENS + row])
@@ -181,6 +201,11 @@ impl Segment {
     /// The magnitudes of the rows, if they are stored apart.
     pub fn magnitudes(&self) -> Option<&Magnitudes> {
         self.magnitudes.as_ref()
+    }
+
+    /// Takes the magnitudes out: the planes are numbers like any others until they are set again.
+    pub(crate) fn take_magnitudes(&mut self) -> Magnitudes {
+        self.magnitudes.take().unwrap_or_default()
     }
 
     /// Rows of a plane that are encoded: all of the first tiles, and the beginning of one.
@@ -392,9 +417,17 @@ impl Segment {
         }
     }
 
-    /// Bytes of the blocks; one that several hold counts in equal parts.
+    /// Bytes of the blocks, of which one that several hold counts in equal parts, and of what stands beside them per row.
     pub(crate) fn used_bytes(&self, store: &KvStore) -> usize {
-        blocks(&self.tiles).map(|block| store.block_bytes(block) / store.holders(block)).sum()
+        let blocks: usize =
+            blocks(&self.tiles).map(|block| store.block_bytes(block) / store.holders(block)).sum();
+        let positions = match &self.positions {
+            RowPositions::From(_) => 0,
+            RowPositions::Each(positions) => positions.len(),
+        };
+        let bias = self.bias.as_ref().map_or(0, Vec::len);
+        let magnitudes = self.magnitudes.as_ref().map_or(0, |m| m.keys.len() + m.values.len());
+        blocks + 4 * (positions + bias + magnitudes)
     }
 }
 
