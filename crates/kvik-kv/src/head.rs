@@ -3,7 +3,9 @@
 //! Rows are counted over all segments, in the order in which attention folds them. What is known of a row (how much attention
 //! it got) moves with it through every rewriting.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
+
+use kvik_kernels::attention::Turns;
 
 use crate::{
     Segment,
@@ -119,6 +121,25 @@ impl HeadCache {
         Ok(())
     }
 
+    /// Lets the keys turn as if the rows stood at consecutive positions, in the order of their own ones, the last of them right
+    /// before `next`.
+    pub(crate) fn close_gaps(&mut self, turns: &Arc<Turns>, next: u32) {
+        let positions: Vec<u32> = self.segments.iter().flat_map(Segment::positions).collect();
+        let mut order: Vec<u32> = (0..positions.len() as u32).collect();
+        order.sort_by_key(|&row| positions[row as usize]);
+        let first = next.saturating_sub(positions.len() as u32);
+        let mut by = vec![0; positions.len()];
+        for (place, row) in (first..).zip(order) {
+            by[row as usize] = place.saturating_sub(positions[row as usize]);
+        }
+        let mut rest = &by[..];
+        for segment in &mut self.segments {
+            let (part, later) = rest.split_at(segment.len());
+            segment.set_shifts(turns, part.to_vec());
+            rest = later;
+        }
+    }
+
     /// Forgets the rows at `position` and later. False if a sliding window has already given back rows before them that are
     /// needed from `needed_from` on.
     pub(crate) fn truncate(&mut self, store: &mut KvStore, position: u32, needed_from: u32) -> bool {
@@ -137,6 +158,9 @@ impl HeadCache {
         let mut whole = true;
         for segment in &mut self.segments {
             whole &= segment.truncate(store, position, needed_from);
+        }
+        if let Some(turns) = self.segments.iter().find_map(Segment::turns).cloned() {
+            self.close_gaps(&turns, position);
         }
         whole
     }

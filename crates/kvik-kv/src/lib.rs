@@ -23,6 +23,7 @@ mod method;
 pub mod methods;
 mod open_cache;
 pub mod pipeline;
+pub mod positions;
 mod segment;
 pub mod select;
 mod sequence;

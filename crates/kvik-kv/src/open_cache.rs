@@ -167,6 +167,15 @@ impl OpenCache<'_> {
         self.layers[layer].heads[kv_head].swap_remove(self.store, row)
     }
 
+    /// Lets attention see a head's rows without the gaps that forgotten ones left: keys turn as if the rows stood at consecutive
+    /// positions, the last of them right before the next token, so that no distance exceeds the number of rows. Their positions
+    /// stay what they are. To be called again when more rows were forgotten; does nothing where keys are not rotated.
+    pub fn close_gaps(&mut self, layer: usize, kv_head: usize) {
+        if let Some(turns) = self.store.turns(layer) {
+            self.layers[layer].heads[kv_head].close_gaps(&turns, self.tokens as u32);
+        }
+    }
+
     /// Encodes the rows of a head before row `end`, as far as whole groups of the codec allow. What is encoded already stays.
     /// Blocks that several layers hold are encoded once.
     ///

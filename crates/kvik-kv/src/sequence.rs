@@ -229,7 +229,12 @@ impl SequenceCache {
         match phase {
             Phase::Prefill => {
                 self.prompt_tokens += tokens;
-                self.open(pool, store, tokens, |method, cache| method.after_chunk(cache))
+                let rows = self.rows();
+                let result = self.open(pool, store, tokens, |method, cache| method.after_chunk(cache));
+                if self.rows() < rows {
+                    self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+                }
+                result
             }
             Phase::Decode => self.open(pool, store, tokens, |method, cache| method.after_step(cache)),
         }
@@ -353,6 +358,11 @@ impl SequenceCache {
 
     pub(crate) fn head_cache(&self, layer: usize, kv_head: usize) -> &HeadCache {
         &self.layers[layer].heads[kv_head]
+    }
+
+    /// Rows of all heads.
+    fn rows(&self) -> usize {
+        self.segments().map(Segment::len).sum()
     }
 
     fn segments(&self) -> impl Iterator<Item = &Segment> {

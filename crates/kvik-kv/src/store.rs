@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use kvik_kernels::attention::{PlaneKind, TILE_TOKENS};
+use kvik_kernels::attention::{PlaneKind, TILE_TOKENS, Turns};
 use kvik_memory::{BlockId, BlockPool, BlockWriter, Owner, PoolExhausted};
 
 use crate::{KvShape, LayerShape, Method, SequenceCache};
@@ -100,6 +100,8 @@ pub struct KvStore {
     most_planes: usize,
     capacity_tokens: usize,
     returned: ReturnList,
+    /// Rotations that move keys, one for each kind that was asked for.
+    turns: Vec<Arc<Turns>>,
 }
 
 impl KvStore {
@@ -147,6 +149,7 @@ impl KvStore {
             most_planes,
             capacity_tokens,
             returned: ReturnList::default(),
+            turns: Vec::new(),
         })
     }
 
@@ -200,6 +203,17 @@ impl KvStore {
 
     pub(crate) fn layer(&self, layer: usize) -> LayerShape {
         self.shape.layers[layer]
+    }
+
+    /// What moves the keys of a layer to other positions; `None` if they are not rotated.
+    pub(crate) fn turns(&mut self, layer: usize) -> Option<Arc<Turns>> {
+        let rotary = self.shape.rotary[layer].as_ref()?;
+        if let Some(turns) = self.turns.iter().find(|turns| turns.rotary() == rotary) {
+            return Some(Arc::clone(turns));
+        }
+        let turns = Arc::new(Turns::new(Arc::clone(rotary)));
+        self.turns.push(Arc::clone(&turns));
+        Some(turns)
     }
 
     /// Where a layer's bf16 rows go.

@@ -1,5 +1,6 @@
 //! Every method, one file each. A new one is a file here, its name in the first list and its `INFO` in the second.
 
+pub mod h2o;
 pub mod kivi;
 pub mod l2norm;
 pub mod minicache;
@@ -10,5 +11,12 @@ pub mod streaming;
 use crate::MethodInfo;
 
 /// All methods, by name.
-pub static METHODS: &[&MethodInfo] =
-    &[&kivi::INFO, &l2norm::INFO, &minicache::INFO, &random::INFO, &snapkv::INFO, &streaming::INFO];
+pub static METHODS: &[&MethodInfo] = &[
+    &h2o::INFO,
+    &kivi::INFO,
+    &l2norm::INFO,
+    &minicache::INFO,
+    &random::INFO,
+    &snapkv::INFO,
+    &streaming::INFO,
+];

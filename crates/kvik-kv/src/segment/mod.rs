@@ -5,14 +5,17 @@
 //! were chosen or dropped, every row has its own position. A row may add a bias to its score, the log of how many tokens it
 //! stands for, and may have its magnitudes stored apart from its direction, which other layers may then share.
 
+mod columns;
 mod rewrite;
 
 use std::{ops::Range, sync::Arc};
 
 use kvik_kernels::attention::{
-    Codec, PlaneKind, Positions, Rotary, RowScales, StoredPlane, StoredTile, TILE_TOKENS, TileBuffer,
+    Codec, PlaneKind, Positions, Rotary, RowScales, StoredPlane, StoredTile, TILE_TOKENS, TileBuffer, Turns,
 };
 
+pub use self::columns::Magnitudes;
+use self::columns::{Columns, RowPositions, Shifts};
 use crate::store::{Block, CacheError, KvStore};
 
 /// One cached token of one head.
@@ -28,15 +31,6 @@ pub struct SegmentRow<'a> {
     pub bias: f32,
 }
 
-/// Magnitudes of rows whose planes hold directions.
-#[derive(Clone, Debug, Default)]
-pub struct Magnitudes {
-    /// Per row, padded to whole tiles.
-    pub(crate) keys: Vec<f32>,
-    /// Per row, padded to whole tiles.
-    pub(crate) values: Vec<f32>,
-}
-
 /// Cached tokens of one layer and KV head.
 pub struct Segment {
     layer: usize,
@@ -45,10 +39,7 @@ pub struct Segment {
     tiles: Vec<[Plane; 2]>,
     /// Rows, the dropped ones included.
     len: usize,
-    positions: RowPositions,
-    /// Per row, padded to whole tiles.
-    bias: Option<Vec<f32>>,
-    magnitudes: Option<Magnitudes>,
+    columns: Columns,
     rotation: KeyRotation,
 }
 
@@ -60,8 +51,6 @@ pub enum KeyRotation {
     Stored,
     /// They turn when they are read, each by its position.
     AtPosition(Arc<Rotary>),
-    /// They turn when they are read, each by its place in the segment, counted from 0.
-    AtSlot(Arc<Rotary>),
 }
 
 /// Keys or values of a tile.
@@ -80,14 +69,6 @@ pub(crate) struct EncodedRows {
     pub(crate) rows: usize,
 }
 
-#[derive(Clone)]
-enum RowPositions {
-    /// Consecutive, from this one on.
-    From(u32),
-    /// One per row, padded to whole tiles.
-    Each(Vec<u32>),
-}
-
 const PLANES: [PlaneKind; 2] = [PlaneKind::Keys, PlaneKind::Values];
 
 impl Segment {
@@ -99,9 +80,7 @@ impl Segment {
             dropped: 0,
             tiles: Vec::with_capacity(capacity_tokens.div_ceil(TILE_TOKENS)),
             len: 0,
-            positions: RowPositions::From(position),
-            bias: None,
-            magnitudes: None,
+            columns: Columns::from(position),
             rotation: KeyRotation::Stored,
         }
     }
@@ -145,15 +124,14 @@ impl Segment {
     }
 
     /// Gives every row its own position.
-    pub(crate) fn set_positions(&mut self, mut positions: Vec<u32>) {
-        positions.resize(self.len.next_multiple_of(TILE_TOKENS), u32::MAX);
-        self.positions = RowPositions::Each(positions);
+    pub(crate) fn set_positions(&mut self, positions: Vec<u32>) {
+        self.columns.set_positions(self.len, positions);
     }
 
     /// Gives every row a bias.
     pub(crate) fn set_bias(&mut self, mut bias: Vec<f32>) {
         bias.resize(self.len.next_multiple_of(TILE_TOKENS), 0.0);
-        self.bias = Some(bias);
+        self.columns.bias = Some(bias);
     }
 
     /// Says that the planes hold directions, and how long each row's key and value are.
@@ -161,7 +139,19 @@ impl Segment {
         let padded = self.len.next_multiple_of(TILE_TOKENS);
         magnitudes.keys.resize(padded, 0.0);
         magnitudes.values.resize(padded, 0.0);
-        self.magnitudes = Some(magnitudes);
+        self.columns.magnitudes = Some(magnitudes);
+    }
+
+    /// Says by how many positions each row's key turns beyond its own; none if that is 0 for all.
+    pub(crate) fn set_shifts(&mut self, turns: &Arc<Turns>, mut by: Vec<u32>) {
+        by.resize(self.len.next_multiple_of(TILE_TOKENS), 0);
+        let turned = by.iter().any(|&by| by > 0);
+        self.columns.shifts = turned.then(|| Shifts { turns: Arc::clone(turns), by });
+    }
+
+    /// What turns keys beyond their own positions, if any are.
+    pub(crate) fn turns(&self) -> Option<&Arc<Turns>> {
+        self.columns.shifts.as_ref().map(|shifts| &shifts.turns)
     }
 
     /// Says whether the stored keys are rotated.
@@ -181,11 +171,7 @@ impl Segment {
 
     /// Position of a row.
     pub fn position(&self, row: usize) -> u32 {
-        let row = self.dropped * TILE_TOKENS + row;
-        match &self.positions {
-            RowPositions::From(start) => start + row as u32,
-            RowPositions::Each(positions) => positions[row],
-        }
+        self.columns.position(self.dropped * TILE_TOKENS + row)
     }
 
     /// Positions of all rows.
@@ -195,17 +181,17 @@ impl Segment {
 
     /// Bias of a row.
     pub fn bias(&self, row: usize) -> f32 {
-        self.bias.as_ref().map_or(0.0, |bias| bias[self.dropped * TILE_TOKENS + row])
+        self.columns.bias.as_ref().map_or(0.0, |bias| bias[self.dropped * TILE_TOKENS + row])
     }
 
     /// The magnitudes of the rows, if they are stored apart.
     pub fn magnitudes(&self) -> Option<&Magnitudes> {
-        self.magnitudes.as_ref()
+        self.columns.magnitudes.as_ref()
     }
 
     /// Takes the magnitudes out: the planes are numbers like any others until they are set again.
     pub(crate) fn take_magnitudes(&mut self) -> Magnitudes {
-        self.magnitudes.take().unwrap_or_default()
+        self.columns.magnitudes.take().unwrap_or_default()
     }
 
     /// Rows of a plane that are encoded: all of the first tiles, and the beginning of one.
@@ -256,7 +242,7 @@ impl Segment {
                 }
             }
         }
-        if let RowPositions::Each(positions) = &mut self.positions {
+        if let RowPositions::Each(positions) = &mut self.columns.positions {
             positions.resize((self.len + rows).next_multiple_of(TILE_TOKENS), u32::MAX);
         }
         Ok(())
@@ -291,24 +277,8 @@ impl Segment {
 
     /// Counts in `rows` rows that were written, the first at `position`.
     pub(crate) fn grow(&mut self, rows: usize, position: u32) {
-        match &mut self.positions {
-            RowPositions::From(start) if self.len == 0 => *start = position,
-            RowPositions::From(start) => debug_assert_eq!(*start + self.len as u32, position),
-            RowPositions::Each(positions) => {
-                for (row, slot) in positions[self.len..][..rows].iter_mut().enumerate() {
-                    *slot = position + row as u32;
-                }
-            }
-        }
+        self.columns.grow(self.len, rows, position);
         self.len += rows;
-        let padded = self.len.next_multiple_of(TILE_TOKENS);
-        if let Some(bias) = &mut self.bias {
-            bias.resize(padded, 0.0);
-        }
-        if let Some(Magnitudes { keys, values }) = &mut self.magnitudes {
-            keys.resize(padded, 1.0);
-            values.resize(padded, 1.0);
-        }
     }
 
     /// One past the index of the last tile with rows.
@@ -332,20 +302,20 @@ impl Segment {
             keys,
             values,
             len,
-            positions: match &self.positions {
+            positions: match &self.columns.positions {
                 RowPositions::From(position) => Positions::From(position + start as u32),
                 RowPositions::Each(positions) => Positions::Each(&positions[rows.clone()]),
             },
-            bias: self.bias.as_ref().map(|bias| &bias[rows.clone()]),
-            scales: self.magnitudes.as_ref().map(|magnitudes| RowScales {
+            bias: self.columns.bias.as_ref().map(|bias| &bias[rows.clone()]),
+            scales: self.columns.magnitudes.as_ref().map(|magnitudes| RowScales {
                 keys: &magnitudes.keys[rows.clone()],
                 values: &magnitudes.values[rows.clone()],
             }),
             rotation: match &self.rotation {
                 KeyRotation::Stored => None,
-                KeyRotation::AtPosition(rotary) => Some((rotary, None)),
-                KeyRotation::AtSlot(rotary) => Some((rotary, Some(start as u32))),
+                KeyRotation::AtPosition(rotary) => Some(rotary),
             },
+            shifts: self.columns.shifts.as_ref().map(|shifts| (&*shifts.turns, &shifts.by[rows])),
         })
     }
 
@@ -382,9 +352,7 @@ impl Segment {
             dropped: self.dropped,
             tiles,
             len: self.len,
-            positions: self.positions.clone(),
-            bias: self.bias.clone(),
-            magnitudes: self.magnitudes.clone(),
+            columns: self.columns.clone(),
             rotation: self.rotation.clone(),
         }
     }
@@ -403,9 +371,7 @@ impl Segment {
     pub(crate) fn take_blocks(&mut self) -> impl Iterator<Item = Block> {
         self.len = 0;
         self.dropped = 0;
-        self.positions = RowPositions::From(0);
-        self.bias = None;
-        self.magnitudes = None;
+        self.columns = Columns::from(0);
         self.rotation = KeyRotation::Stored;
         self.tiles.drain(..).flat_map(|tile| tile.into_iter().flat_map(Plane::into_blocks))
     }
@@ -421,13 +387,7 @@ impl Segment {
     pub(crate) fn used_bytes(&self, store: &KvStore) -> usize {
         let blocks: usize =
             blocks(&self.tiles).map(|block| store.block_bytes(block) / store.holders(block)).sum();
-        let positions = match &self.positions {
-            RowPositions::From(_) => 0,
-            RowPositions::Each(positions) => positions.len(),
-        };
-        let bias = self.bias.as_ref().map_or(0, Vec::len);
-        let magnitudes = self.magnitudes.as_ref().map_or(0, |m| m.keys.len() + m.values.len());
-        blocks + 4 * (positions + bias + magnitudes)
+        blocks + self.columns.bytes()
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvik_kernels::attention::{Codec, PlaneKind, TILE_TOKENS};
 
-use super::{EncodedRows, Magnitudes, PLANES, Plane, RowPositions, Segment, release};
+use super::{EncodedRows, PLANES, Plane, Segment, columns::RowPositions, release};
 use crate::store::{Block, CacheError, KvStore};
 
 impl Segment {
@@ -102,21 +102,8 @@ impl Segment {
         for tile in self.tiles.drain(tiles..) {
             release(store, tile);
         }
-        let positions = keep.iter().map(|&row| self.position(row as usize)).collect();
-        let gather = |column: &[f32]| -> Vec<f32> { keep.iter().map(|&row| column[row as usize]).collect() };
-        let bias = self.bias.as_deref().map(gather);
-        let magnitudes = self
-            .magnitudes
-            .as_ref()
-            .map(|old| Magnitudes { keys: gather(&old.keys), values: gather(&old.values) });
+        self.columns.retain(keep);
         self.len = keep.len();
-        self.set_positions(positions);
-        if let Some(bias) = bias {
-            self.set_bias(bias);
-        }
-        if let Some(magnitudes) = magnitudes {
-            self.set_magnitudes(magnitudes);
-        }
         Ok(())
     }
 
@@ -127,39 +114,27 @@ impl Segment {
     pub(crate) fn swap_remove(&mut self, store: &mut KvStore, row: usize) -> Result<(), CacheError> {
         assert_eq!(self.dropped, 0, "rows of sliding windows are not chosen");
         let last = self.len - 1;
+        // What is encoded has no slot to read from or to write to.
+        for tile in [row / TILE_TOKENS, last / TILE_TOKENS] {
+            for plane in PLANES {
+                self.decode_plane(store, tile, plane)?;
+            }
+        }
         if row != last {
             let shape = store.layer(self.layer).tile();
             for plane in PLANES {
                 let (dim, len) = shape.plane(plane);
                 let mut numbers = vec![0.0; dim];
-                let source = self.plane(last, plane).rows;
-                let target = self.tiles[row / TILE_TOKENS][plane as usize].rows;
-                let (Some(source), Some(target)) = (source, target) else {
-                    // What is encoded has no slot to write to: the general way.
-                    let keep: Vec<u32> = (0..self.len as u32).filter(|&r| r as usize != row).collect();
-                    return self.retain(store, &keep);
-                };
+                let source = self.plane(last, plane).rows.expect("decoded planes have rows");
                 shape.read_row(plane, store.rows(source, len), last % TILE_TOKENS, &mut numbers);
-                let target = store.owned(target)?;
-                self.tiles[row / TILE_TOKENS][plane as usize].rows = Some(target);
-                shape.write_row(plane, store.rows_mut(target, len), row % TILE_TOKENS, &numbers);
+                let target = &mut self.tiles[row / TILE_TOKENS][plane as usize].rows;
+                let owned = store.owned(target.expect("decoded planes have rows"))?;
+                *target = Some(owned);
+                shape.write_row(plane, store.rows_mut(owned, len), row % TILE_TOKENS, &numbers);
             }
+            self.columns.replace(self.len, row, last);
         }
-        if let RowPositions::From(start) = self.positions {
-            self.set_positions((0..self.len as u32).map(|row| start + row).collect());
-        }
-        if let RowPositions::Each(positions) = &mut self.positions {
-            positions[row] = positions[last];
-            positions[last] = u32::MAX;
-        }
-        let magnitudes = self.magnitudes.as_mut().map(|m| [&mut m.keys, &mut m.values]);
-        for column in self.bias.as_mut().into_iter().chain(magnitudes.into_iter().flatten()) {
-            column[row] = column[last];
-        }
-        self.len = last;
-        for tile in self.tiles.drain(self.len.div_ceil(TILE_TOKENS)..) {
-            release(store, tile);
-        }
+        self.cut(store, last);
         Ok(())
     }
 
@@ -204,7 +179,7 @@ impl Segment {
 
     /// Gives back whole tiles whose positions all lie before `position`.
     pub(crate) fn drop_before(&mut self, store: &mut KvStore, position: u32) {
-        let RowPositions::From(start) = self.positions else { return };
+        let RowPositions::From(start) = self.columns.positions else { return };
         let tiles = (position.saturating_sub(start) as usize / TILE_TOKENS).min(self.tiles());
         let drop = tiles.saturating_sub(self.dropped).min(self.tiles.len());
         for tile in self.tiles.drain(..drop) {
@@ -216,7 +191,7 @@ impl Segment {
     /// Forgets the rows at `position` and later, and gives their blocks back. False if it cannot, because rows before
     /// `needed_from` were already dropped.
     pub(crate) fn truncate(&mut self, store: &mut KvStore, position: u32, needed_from: u32) -> bool {
-        match &self.positions {
+        match &self.columns.positions {
             RowPositions::Each(positions) => {
                 let keep: Vec<u32> =
                     (0..self.len as u32).filter(|&row| positions[row as usize] < position).collect();
@@ -253,10 +228,6 @@ impl Segment {
                 encoded.rows = encoded.rows.min(last_rows);
             }
         }
-        let padded = self.len.next_multiple_of(TILE_TOKENS);
-        if let RowPositions::Each(positions) = &mut self.positions {
-            positions.truncate(padded);
-            positions[len..].fill(u32::MAX);
-        }
+        self.columns.cut(len);
     }
 }
