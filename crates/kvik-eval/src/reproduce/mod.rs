@@ -7,6 +7,7 @@
 //!
 //! A new experiment is one file here and one line in [`EXPERIMENTS`].
 
+mod h2o;
 mod kivi;
 mod lab;
 mod record;
@@ -39,7 +40,7 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &snapkv::SnapKv];
+pub const EXPERIMENTS: &[&dyn Experiment] = &[&h2o::H2o, &kivi::Kivi, &snapkv::SnapKv];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]
