@@ -8,7 +8,7 @@ The first takes the random models of data/tiny-models, the second the real model
 tensor (bench/quality/reference.py). transformers computes in float32.
 
 For each prompt, press and budget the file has the kept positions of each layer and KV head, found by comparing the keys that the
-press returned with those that it was given, and the positions whose score lies within MARGIN of the lowest kept one: whether those
+press returned with those that it was given, and the positions whose score lies within a few percent of the lowest kept one: whether those
 stay may depend on rounding. A press without scores to compare (StreamingLLM's are zeros and ones) has none of them.
 """
 
@@ -83,7 +83,7 @@ def tiny() -> list[dict]:
         prompts = []
         for start, length in [(3, 60), (11, 45)]:
             ids = [3 + (start + i * i * 7 + i * 31) % 90 for i in range(length)]
-            prompts.append({"ids": ids, "cases": cases(model, ids, [14, 30], 8, 0.05)})
+            prompts.append({"ids": ids, "cases": cases(model, ids, [14, 30], 8, 0.02)})
         models.append({"model": name, "prompts": prompts})
     return models
 
@@ -97,7 +97,7 @@ def smollm2(path: str) -> list[dict]:
     prompts = []
     for start, length in [(0, 400), (300, 260)]:
         ids = golden[start:start + length]
-        prompts.append({"ids": ids, "cases": cases(model, ids, [64], 32, 0.1)})
+        prompts.append({"ids": ids, "cases": cases(model, ids, [64], 32, 0.08)})
     return [{"model": "smollm2", "prompts": prompts}]
 
 

@@ -124,7 +124,7 @@ impl H2o {
     fn reading(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
         let (length, repeats) = lab.pick((1024, 1), (7600, 3));
         let prompt = lab.prose(0, length)?;
-        let mut time = |lab: &mut Lab<'_>, kv: &str, tokens: usize| {
+        let time = |lab: &mut Lab<'_>, kv: &str, tokens: usize| {
             let mut times = Vec::with_capacity(repeats);
             for _ in 0..repeats {
                 lab.say(&format!("reading {tokens} tokens: {kv}"))?;
