@@ -18,6 +18,7 @@ mod attend;
 pub mod budget;
 mod draw;
 mod evidence;
+mod export;
 mod head;
 mod method;
 pub mod methods;

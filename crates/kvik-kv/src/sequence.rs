@@ -22,19 +22,21 @@ const SERIAL_ROWS: usize = 64;
 ///
 /// The methods of its pipeline rewrite it between steps; what they want to know is gathered by [`Self::observe`].
 pub struct SequenceCache {
-    layers: Vec<LayerCache>,
-    len: usize,
+    pub(crate) layers: Vec<LayerCache>,
+    pub(crate) len: usize,
     /// Tokens of the prompt that is being read.
-    prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Prompts that were read to their end.
-    turns: usize,
+    pub(crate) turns: usize,
     /// Tokens that methods may have rewritten: a shorter sequence is not in the cache any more.
-    rewritten_tokens: usize,
+    pub(crate) rewritten_tokens: usize,
     capacity_tokens: usize,
-    methods: Vec<Box<dyn Method>>,
-    evidence: Evidence,
+    pub(crate) methods: Vec<Box<dyn Method>>,
+    /// The pipeline that the methods are of, if they are of one.
+    pub(crate) pipeline: Option<String>,
+    pub(crate) evidence: Evidence,
     /// Per layer.
-    window: Vec<WindowQueries>,
+    pub(crate) window: Vec<WindowQueries>,
     returned: ReturnList,
 }
 
@@ -43,7 +45,12 @@ pub(crate) struct LayerCache {
 }
 
 impl SequenceCache {
-    pub(crate) fn new(store: &KvStore, returned: ReturnList, methods: Vec<Box<dyn Method>>) -> Self {
+    pub(crate) fn new(
+        store: &KvStore,
+        returned: ReturnList,
+        methods: Vec<Box<dyn Method>>,
+        pipeline: Option<String>,
+    ) -> Self {
         let capacity_tokens = store.capacity_tokens();
         let layers = store.shape().layers.iter().enumerate().map(|(index, layer)| {
             let head = |_| HeadCache::new(Segment::growing(index, 0, capacity_tokens));
@@ -59,6 +66,7 @@ impl SequenceCache {
             rewritten_tokens: 0,
             capacity_tokens,
             methods,
+            pipeline,
             evidence,
             window,
             returned,
@@ -338,6 +346,7 @@ impl SequenceCache {
             rewritten_tokens: self.rewritten_tokens,
             capacity_tokens: self.capacity_tokens,
             methods: self.methods.iter().map(|method| method.fork()).collect(),
+            pipeline: self.pipeline.clone(),
             evidence: self.evidence,
             window: self.window.clone(),
             returned: self.returned.clone(),

@@ -48,6 +48,9 @@ pub enum CacheError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A cache cannot be exported.
+    #[error("the cache cannot be exported: {0}")]
+    Export(&'static str),
     /// An exported cache cannot be read.
     #[error("the exported cache cannot be used: {0}")]
     Import(String),
@@ -165,7 +168,7 @@ impl KvStore {
 
     /// A new, empty sequence that keeps every token as it is.
     pub fn sequence(&self) -> SequenceCache {
-        SequenceCache::new(self, self.returned.clone(), Vec::new())
+        SequenceCache::new(self, self.returned.clone(), Vec::new(), Some(crate::Pipeline::full().to_string()))
     }
 
     /// A new, empty sequence whose cache the methods of `pipeline` rewrite.
@@ -173,12 +176,13 @@ impl KvStore {
     /// # Errors
     /// [`CacheError::Method`] if a method does not fit this model.
     pub fn sequence_with(&self, pipeline: &crate::Pipeline) -> Result<SequenceCache, CacheError> {
-        Ok(self.sequence_of(pipeline.methods(&self.shape)?))
+        let methods = pipeline.methods(&self.shape)?;
+        Ok(SequenceCache::new(self, self.returned.clone(), methods, Some(pipeline.to_string())))
     }
 
     /// A new, empty sequence whose cache `methods` rewrite, those of a pipeline or others.
     pub fn sequence_of(&self, methods: Vec<Box<dyn Method>>) -> SequenceCache {
-        SequenceCache::new(self, self.returned.clone(), methods)
+        SequenceCache::new(self, self.returned.clone(), methods, None)
     }
 
     /// Bytes of the blocks in use.
@@ -287,6 +291,11 @@ impl KvStore {
     /// How many hold a block.
     pub(crate) fn holders(&self, block: Block) -> usize {
         self.entry(block).holders as usize
+    }
+
+    /// The pool that a block lies in.
+    pub(crate) fn class(&self, block: Block) -> SizeClass {
+        self.entry(block).class
     }
 
     pub(crate) fn block_bytes(&self, block: Block) -> usize {

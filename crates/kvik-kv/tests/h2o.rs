@@ -1,29 +1,19 @@
 //! H2O against a numpy model of the paper, step by step, and the invariants of its kind.
 
-use std::{
-    fs,
-    ops::Range,
-    path::Path,
-    sync::{Arc, Mutex},
-};
+mod layer;
 
-use kvik_kernels::{
-    Phase, ThreadPool,
-    attention::{AttentionRows, AttentionScratch, AttentionShape, PairLayout, Reach, Rotary},
-};
-use kvik_kv::{
-    CacheError, Evidence, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache,
-    Sequences, StepQueries, attend,
-};
+use std::{fs, path::Path};
+
+use kvik_kernels::Phase;
+use kvik_kv::Pipeline;
 use serde::Deserialize;
+
+use layer::{Kept, Run, Setting};
 
 #[derive(Deserialize)]
 struct Golden {
-    heads: usize,
-    kv_heads: usize,
-    dim: usize,
-    scale: f32,
-    frequencies: Vec<f32>,
+    #[serde(flatten)]
+    setting: Setting,
     prompt_tokens: usize,
     cases: Vec<Case>,
 }
@@ -50,162 +40,6 @@ fn golden() -> Golden {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// A number in -2..2 for (what, row, column), exactly representable in bf16; the golden file's script has the same.
-fn number(what: u64, row: usize, column: usize) -> f32 {
-    let mut x = what.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (row as u64) << 20 ^ column as u64;
-    for _ in 0..3 {
-        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    }
-    ((x >> 40) % 256) as f32 / 64.0 - 2.0
-}
-
-/// Rows of each head, positions and sums.
-type Kept = Vec<Vec<(u32, f32)>>;
-
-/// Watches what is left after each step.
-#[derive(Clone, Default)]
-struct Look(Arc<Mutex<Kept>>);
-
-impl Look {
-    fn take(&self) -> Kept {
-        std::mem::take(&mut *self.0.lock().unwrap())
-    }
-
-    fn look(&self, cache: &OpenCache<'_>) {
-        let kept = cache.heads().into_iter().map(|(layer, kv_head)| {
-            let sums = &cache.statistics(layer, kv_head).accumulated;
-            let positions = cache.positions(layer, kv_head);
-            assert_eq!(positions.len(), sums.len());
-            let mut rows: Vec<(u32, f32)> = positions.into_iter().zip(sums.iter().copied()).collect();
-            rows.sort_by_key(|row| row.0);
-            rows
-        });
-        *self.0.lock().unwrap() = kept.collect();
-    }
-}
-
-impl Method for Look {
-    fn evidence(&self) -> Evidence {
-        Evidence { accumulated: true, ..Evidence::NONE }
-    }
-    fn end_of_prompt(&mut self, cache: &mut OpenCache<'_>, _turn: usize) -> Result<(), CacheError> {
-        self.look(cache);
-        Ok(())
-    }
-    fn after_step(&mut self, cache: &mut OpenCache<'_>) -> Result<(), CacheError> {
-        self.look(cache);
-        Ok(())
-    }
-    fn fork(&self) -> Box<dyn Method> {
-        Box::new(self.clone())
-    }
-}
-
-struct One<'a>(&'a SequenceCache, usize, Phase);
-
-impl Sequences for One<'_> {
-    fn count(&self) -> usize {
-        1
-    }
-    fn cache(&self, _sequence: usize) -> &SequenceCache {
-        self.0
-    }
-    fn rows(&self, _sequence: usize) -> Range<usize> {
-        0..self.1
-    }
-    fn phase(&self, _sequence: usize) -> Phase {
-        self.2
-    }
-}
-
-/// The golden file's layer, and a sequence on it.
-struct Run {
-    pool: ThreadPool,
-    store: KvStore,
-    cache: SequenceCache,
-    look: Look,
-    shape: AttentionShape,
-    rotary: Option<Arc<Rotary>>,
-    seed: u64,
-}
-
-impl Run {
-    fn new(golden: &Golden, rotated: bool, seed: u64, pipeline: &str) -> Self {
-        let layer = LayerShape {
-            kv_heads: golden.kv_heads,
-            key_dim: golden.dim,
-            value_dim: golden.dim,
-            window: None,
-        };
-        let rotary = rotated.then(|| {
-            let frequencies = golden.frequencies.clone();
-            Arc::new(Rotary { frequencies, factor: 1.0, layout: PairLayout::Halves })
-        });
-        let kv_shape =
-            KvShape { layers: vec![layer], rotary: vec![rotary.clone()], fingerprint: String::new() };
-        let store = KvStore::new(kv_shape, 1, 1000, 1000).unwrap();
-        let look = Look::default();
-        let mut methods = Pipeline::parse(pipeline).unwrap().methods(store.shape()).unwrap();
-        methods.push(Box::new(look.clone()));
-        let cache = store.sequence_of(methods);
-        let shape = AttentionShape {
-            heads: golden.heads,
-            kv_heads: golden.kv_heads,
-            tile: layer.tile(),
-            scale: golden.scale,
-            reach: Reach::CAUSAL,
-        };
-        Self { pool: ThreadPool::new(2), store, cache, look, shape, rotary, seed: 10 * seed }
-    }
-
-    fn draw(&self, what: u64, range: Range<usize>, heads: usize, rotated: bool) -> Vec<f32> {
-        let dim = self.shape.tile.key_dim;
-        let row = |row: usize| (0..heads * dim).map(move |column| number(self.seed + what, row, column));
-        let mut rows: Vec<f32> = range.clone().flat_map(row).collect();
-        if let Some(rotary) = self.rotary.as_ref().filter(|_| rotated) {
-            for (position, row) in range.zip(rows.chunks_exact_mut(heads * dim)) {
-                row.chunks_exact_mut(dim).for_each(|head| rotary.rotate(head, position as u32));
-            }
-        }
-        rows
-    }
-
-    /// One pass; `[tokens, heads, dim]`.
-    fn step(&mut self, tokens: usize, phase: Phase) -> Vec<f32> {
-        let range = self.cache.len()..self.cache.len() + tokens;
-        let keys = self.draw(1, range.clone(), self.shape.kv_heads, true);
-        let values = self.draw(2, range.clone(), self.shape.kv_heads, false);
-        let queries = self.draw(3, range.clone(), self.shape.heads, true);
-        let Self { pool, store, cache, shape, .. } = self;
-        cache.reserve(store, tokens).unwrap();
-        cache.append(pool, store, 0, &keys, &values);
-        let positions: Vec<u32> = range.map(|p| p as u32).collect();
-        let mut out = vec![0.0; tokens * shape.heads * shape.tile.value_dim];
-        let mut lse = vec![0.0; tokens * shape.heads];
-        let mut scratch = AttentionScratch::new(pool.threads(), shape, 1000);
-        let rows = AttentionRows {
-            queries: &queries,
-            positions: &positions,
-            out: &mut out,
-            log_sum_exp: Some(&mut lse),
-        };
-        attend(pool, store, &One(cache, tokens, phase), 0, shape, rows, &mut scratch);
-        cache.observe(
-            pool,
-            store,
-            0,
-            StepQueries { shape, phase, queries: &queries, positions: &positions },
-            &lse,
-        );
-        cache.commit(pool, store, tokens, phase).unwrap();
-        out
-    }
-
-    fn end_of_prompt(&mut self) {
-        self.cache.end_of_prompt(&self.pool, &mut self.store).unwrap();
-    }
-}
-
 fn positions(kept: &Kept) -> Vec<Vec<u32>> {
     kept.iter().map(|head| head.iter().map(|row| row.0).collect()).collect()
 }
@@ -221,7 +55,7 @@ fn every_step_keeps_what_the_papers_model_keeps() {
     for case in &golden.cases {
         let pipeline = pipeline(case);
         for chunks in [vec![golden.prompt_tokens], vec![70, 1, golden.prompt_tokens - 71]] {
-            let mut run = Run::new(&golden, case.positions == "slot", case.seed, &pipeline);
+            let mut run = Run::new(&golden.setting, case.positions == "slot", case.seed, &pipeline);
             for chunk in chunks {
                 run.step(chunk, Phase::Prefill);
             }
@@ -253,9 +87,9 @@ fn every_step_keeps_what_the_papers_model_keeps() {
 #[test]
 fn sums_of_a_cache_that_forgets_nothing_are_the_queries_and_of_others_at_most_that() {
     let golden = golden();
-    let group = (golden.heads / golden.kv_heads) as f32;
+    let group = (golden.setting.heads / golden.setting.kv_heads) as f32;
     for (pipeline, exact) in [("full", true), ("h2o(budget=64)", false)] {
-        let mut run = Run::new(&golden, false, 0, pipeline);
+        let mut run = Run::new(&golden.setting, false, 0, pipeline);
         run.step(200, Phase::Prefill);
         run.end_of_prompt();
         for _ in 0..20 {
@@ -273,7 +107,7 @@ fn sums_of_a_cache_that_forgets_nothing_are_the_queries_and_of_others_at_most_th
 fn all_recent_is_a_sliding_window_and_a_large_budget_changes_no_bit() {
     let golden = golden();
     let run = |pipeline: &str| {
-        let mut run = Run::new(&golden, true, 0, pipeline);
+        let mut run = Run::new(&golden.setting, true, 0, pipeline);
         let mut out = run.step(150, Phase::Prefill);
         run.end_of_prompt();
         for _ in 0..70 {
@@ -298,7 +132,7 @@ fn all_recent_is_a_sliding_window_and_a_large_budget_changes_no_bit() {
 #[test]
 fn a_ratio_is_of_the_first_prompt_and_chunks_bound_the_reading() {
     let golden = golden();
-    let mut run = Run::new(&golden, false, 0, "h2o(ratio=0.2)");
+    let mut run = Run::new(&golden.setting, false, 0, "h2o(ratio=0.2)");
     run.step(150, Phase::Prefill);
     run.end_of_prompt();
     assert!(run.look.take().iter().all(|head| head.len() == 30));
@@ -310,14 +144,14 @@ fn a_ratio_is_of_the_first_prompt_and_chunks_bound_the_reading() {
     run.end_of_prompt();
     assert!(run.look.take().iter().all(|head| head.len() == 20), "after a new beginning they do");
 
-    let mut run = Run::new(&golden, false, 0, "h2o(budget=64,cut=chunk)");
+    let mut run = Run::new(&golden.setting, false, 0, "h2o(budget=64,cut=chunk)");
     let mut most = 0;
     for _ in 0..12 {
         run.step(64, Phase::Prefill);
         most = most.max(run.store.used_bytes());
     }
     let tile = run.store.shape().layers[0].tile().tile_bytes();
-    assert_eq!(most, golden.kv_heads * tile);
+    assert_eq!(most, golden.setting.kv_heads * tile);
     assert_eq!(
         run.cache.truncate(&mut run.store, 700),
         0,
@@ -328,7 +162,7 @@ fn a_ratio_is_of_the_first_prompt_and_chunks_bound_the_reading() {
 #[test]
 fn truncated_and_copied_sequences_stand_by_their_slots_again() {
     let golden = golden();
-    let mut run = Run::new(&golden, true, 0, "h2o(budget=40,positions=slot)");
+    let mut run = Run::new(&golden.setting, true, 0, "h2o(budget=40,positions=slot)");
     run.step(150, Phase::Prefill);
     run.end_of_prompt();
     for _ in 0..12 {
@@ -350,7 +184,7 @@ fn truncated_and_copied_sequences_stand_by_their_slots_again() {
 #[test]
 fn a_model_without_rotation_has_no_slots() {
     let golden = golden();
-    let store = Run::new(&golden, false, 0, "full").store;
+    let store = Run::new(&golden.setting, false, 0, "full").store;
     for pipeline in ["h2o(positions=slot)", "streaming(positions=slot)"] {
         let error = store.sequence_with(&Pipeline::parse(pipeline).unwrap()).err().unwrap().to_string();
         assert!(error.contains("does not rotate its keys"), "{error}");

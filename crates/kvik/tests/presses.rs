@@ -92,8 +92,7 @@ fn compare(engine: &mut Engine, golden: &Golden) -> f64 {
 #[test]
 fn small_models_keep_the_tokens_that_the_presses_keep() {
     for golden in golden("presses_tiny.json") {
-        let folder =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-models").join(&golden.model);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-models").join(&golden.model);
         let options = EngineOptions { threads: Some(1), ..EngineOptions::default() };
         let share = compare(&mut Engine::load(&folder, &options).unwrap(), &golden);
         assert!(share > 0.98, "{}: {share}", golden.model);

@@ -184,7 +184,7 @@ fn pipelines(budget: usize) -> [String; 3] {
     ]
 }
 
-/// Half of the budget recent rows, half others at random, at every step.
+/// The first four tokens, half of the budget recent ones, and the rest at random, at every step.
 #[derive(Clone)]
 struct Random {
     budget: usize,
@@ -197,14 +197,16 @@ impl Random {
             if positions.len() <= self.budget {
                 continue;
             }
-            let recent = |row: usize| positions[row] as usize + self.budget / 2 >= cache.tokens();
+            let pinned = |row: usize| {
+                positions[row] < 4 || positions[row] as usize + self.budget / 2 >= cache.tokens()
+            };
             let scores: Vec<f32> = positions.iter().map(|&p| priority(layer, kv_head, p)).collect();
             if positions.len() == self.budget + 1 {
-                let others = (0..scores.len()).filter(|&row| !recent(row));
+                let others = (0..scores.len()).filter(|&row| !pinned(row));
                 let gone = others.min_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0);
                 cache.evict(layer, kv_head, gone)?;
             } else {
-                cache.retain(layer, kv_head, &top_rows(&scores, self.budget, recent))?;
+                cache.retain(layer, kv_head, &top_rows(&scores, self.budget, pinned))?;
             }
         }
         Ok(())

@@ -38,7 +38,7 @@ mod tile;
 
 pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
 pub use column_sums::{ColumnSums, ObservedRows, column_sums};
-pub use encoding::Affine;
+pub use encoding::{Affine, codec};
 pub use rotary::{PairLayout, Rotary, Turns};
 pub use scratch::AttentionScratch;
 pub use stored::{Codec, PlaneKind, RowScales, StoredPlane, StoredTile, TileBuffer};

@@ -178,6 +178,21 @@ impl Method for H2o {
         }
     }
 
+    fn save(&self, state: &mut Vec<u8>) {
+        state.extend(self.prompt_tokens.iter().flat_map(|&tokens| (tokens as u64).to_le_bytes()));
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        self.prompt_tokens = match state {
+            [] => None,
+            tokens => {
+                let tokens = tokens.try_into().map_err(|_| "a number of tokens has 8 bytes")?;
+                Some(u64::from_le_bytes(tokens) as usize)
+            }
+        };
+        Ok(())
+    }
+
     fn fork(&self) -> Box<dyn Method> {
         Box::new(self.clone())
     }

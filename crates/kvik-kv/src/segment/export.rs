@@ -8,9 +8,7 @@ use std::{
 
 use kvik_kernels::attention::{Codec, PlaneKind, TILE_TOKENS, TileShape, codec};
 
-use super::{
-    Columns, EncodedRows, KeyRotation, Magnitudes, PLANES, Plane, RowPositions, Segment, release,
-};
+use super::{Columns, EncodedRows, KeyRotation, Magnitudes, PLANES, Plane, RowPositions, Segment, release};
 use crate::{
     export::{Sink, Source},
     store::{Block, CacheError, KvStore},
@@ -119,7 +117,9 @@ impl Segment {
             let rows = (len - (dropped + tile) * TILE_TOKENS).min(TILE_TOKENS);
             let mut planes = [Plane::default(), Plane::default()];
             for kind in PLANES {
-                if let Err(error) = import_plane(store, layer, kind, rows, source, known, &mut planes[kind as usize]) {
+                if let Err(error) =
+                    import_plane(store, layer, kind, rows, source, known, &mut planes[kind as usize])
+                {
                     release(store, planes);
                     segment.release(store);
                     return Err(error);
@@ -207,7 +207,7 @@ fn import_plane<R: Read>(
         let codec = import_codec(source, known)?;
         let encoded = usize::from(source.u8()?);
         let whole = encoded.is_multiple_of(codec.group_rows(kind)) || encoded == rows;
-        if !(1..=TILE_TOKENS).contains(&encoded) || !whole {
+        if !(1..=rows).contains(&encoded) || !whole {
             return Err(broken(format!("{encoded} rows of a tile are said to be in {}", codec.name())));
         }
         let block = import_block(store, source, known, codec.block_bytes(kind, shape.plane(kind).0))?;

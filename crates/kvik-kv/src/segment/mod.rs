@@ -6,6 +6,7 @@
 //! stands for, and may have its magnitudes stored apart from its direction, which other layers may then share.
 
 mod columns;
+mod export;
 mod rewrite;
 
 use std::{ops::Range, sync::Arc};
@@ -16,6 +17,7 @@ use kvik_kernels::attention::{
 
 pub use self::columns::Magnitudes;
 use self::columns::{Columns, RowPositions, Shifts};
+pub(crate) use self::export::{Known, Limits, Written};
 use crate::store::{Block, CacheError, KvStore};
 
 /// One cached token of one head.

@@ -8,7 +8,8 @@ use super::{EncodedRows, PLANES, Plane, Segment, columns::RowPositions, release}
 use crate::store::{Block, CacheError, KvStore};
 
 impl Segment {
-    /// Encodes the rows of a plane up to `end`, as far as whole groups of the codec allow; those that are encoded already stay.
+    /// Encodes the rows of a plane up to `end`, as far as whole groups of the codec allow; those that are encoded already stay, and so
+    /// does a tile that another codec has begun.
     /// Gives back the bf16 blocks that are not needed any more. `shared` says what a block that others hold as well was
     /// encoded to, so that they go on sharing.
     ///
@@ -31,6 +32,12 @@ impl Segment {
             let until = end.min(self.len).saturating_sub(tile_start).min(TILE_TOKENS);
             let until = until / codec.group_rows(plane) * codec.group_rows(plane);
             let this = &mut planes[plane as usize];
+            let same = |encoded: &EncodedRows| {
+                Arc::ptr_eq(&encoded.codec, codec) || encoded.codec.name() == codec.name()
+            };
+            if !this.encoded.as_ref().is_none_or(same) {
+                continue;
+            }
             let first = this.encoded.as_ref().map_or(0, |encoded| encoded.rows);
             let Some(rows) = this.rows else { continue };
             if first >= until {

@@ -10,8 +10,10 @@ pub fn path() -> PathBuf {
     let pull = || {
         let home = std::env::var("KVIK_HOME")
             .unwrap_or_else(|_| concat!(env!("CARGO_TARGET_TMPDIR"), "/kvik").to_owned());
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_kvik")).args(["pull", "smollm2"]).env("KVIK_HOME", home).output();
+        let output = Command::new(env!("CARGO_BIN_EXE_kvik"))
+            .args(["pull", "smollm2"])
+            .env("KVIK_HOME", home)
+            .output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
