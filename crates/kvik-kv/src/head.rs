@@ -33,11 +33,13 @@ pub(crate) struct HeadCache {
     pub(crate) statistics: RowStatistics,
     /// Tiles that queries visit, if not all, counted over the segments.
     pub(crate) visits: Option<Vec<u32>>,
+    /// What turns the keys, once rows are to stand without gaps.
+    pub(crate) turns: Option<Arc<Turns>>,
 }
 
 impl HeadCache {
     pub(crate) fn new(growing: Segment) -> Self {
-        Self { segments: vec![growing], statistics: RowStatistics::default(), visits: None }
+        Self { segments: vec![growing], statistics: RowStatistics::default(), visits: None, turns: None }
     }
 
     /// The last segment: new tokens go there.
@@ -122,8 +124,9 @@ impl HeadCache {
     }
 
     /// Lets the keys turn as if the rows stood at consecutive positions, in the order of their own ones, the last of them right
-    /// before `next`.
-    pub(crate) fn close_gaps(&mut self, turns: &Arc<Turns>, next: u32) {
+    /// before `next`; if they are to stand so.
+    pub(crate) fn close_gaps(&mut self, next: u32) {
+        let Some(turns) = &self.turns else { return };
         let positions: Vec<u32> = self.segments.iter().flat_map(Segment::positions).collect();
         let mut order: Vec<u32> = (0..positions.len() as u32).collect();
         order.sort_by_key(|&row| positions[row as usize]);
@@ -159,9 +162,7 @@ impl HeadCache {
         for segment in &mut self.segments {
             whole &= segment.truncate(store, position, needed_from);
         }
-        if let Some(turns) = self.segments.iter().find_map(Segment::turns).cloned() {
-            self.close_gaps(&turns, position);
-        }
+        self.close_gaps(position);
         whole
     }
 
@@ -170,6 +171,7 @@ impl HeadCache {
             segments: self.segments.iter().map(|segment| segment.fork(store, capacity_tokens)).collect(),
             statistics: self.statistics.clone(),
             visits: None,
+            turns: self.turns.clone(),
         }
     }
 }

@@ -32,6 +32,8 @@ mod shape;
 mod shared_rows;
 mod store;
 
+pub use kvik_kernels::attention::PlaneKind;
+
 pub use attend::{Sequences, attend};
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;

@@ -234,7 +234,7 @@ impl SequenceCache {
         if self.methods.is_empty() {
             return Ok(());
         }
-        match phase {
+        let result = match phase {
             Phase::Prefill => {
                 self.prompt_tokens += tokens;
                 let rows = self.rows();
@@ -245,7 +245,9 @@ impl SequenceCache {
                 result
             }
             Phase::Decode => self.open(pool, store, tokens, |method, cache| method.after_step(cache)),
-        }
+        };
+        self.close_gaps();
+        result
     }
 
     /// Says that the prompt has been read to its end: methods that wait for that rewrite now.
@@ -258,12 +260,20 @@ impl SequenceCache {
         }
         let (turn, prompt_tokens) = (self.turns, self.prompt_tokens);
         let result = self.open(pool, store, prompt_tokens, |method, cache| method.end_of_prompt(cache, turn));
+        self.close_gaps();
         self.window.iter_mut().for_each(WindowQueries::clear);
         self.turns += 1;
         self.rewritten_tokens = self.rewritten_tokens.max(self.len);
         self.prompt_tokens = 0;
         store.trim();
         result
+    }
+
+    /// Lets the rows of heads that want it stand without gaps again.
+    fn close_gaps(&mut self) {
+        for head in self.layers.iter_mut().flat_map(|layer| &mut layer.heads) {
+            head.close_gaps(self.len as u32);
+        }
     }
 
     /// Runs `hook` for each method, in the pipeline's order.
@@ -326,6 +336,7 @@ impl SequenceCache {
             head.segments.truncate(1);
             head.statistics = Default::default();
             head.visits = None;
+            head.turns = None;
         }
         drop(returned);
         self.window.iter_mut().for_each(WindowQueries::clear);

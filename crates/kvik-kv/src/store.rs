@@ -199,6 +199,12 @@ impl KvStore {
         used - returned
     }
 
+    /// Blocks in use: handles that a sequence holds.
+    pub fn used_blocks(&mut self) -> usize {
+        self.take_back();
+        self.table.len() - self.free.len()
+    }
+
     /// Gives the pages of free blocks back to the system, so that the process shrinks with the cache.
     pub fn trim(&mut self) {
         self.take_back();

@@ -10,7 +10,9 @@
 mod h2o;
 mod kivi;
 mod lab;
+mod minicache;
 mod record;
+mod scbench;
 mod snapkv;
 
 pub use lab::{Lab, Scale};
@@ -40,7 +42,8 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] = &[&h2o::H2o, &kivi::Kivi, &snapkv::SnapKv];
+pub const EXPERIMENTS: &[&dyn Experiment] =
+    &[&h2o::H2o, &kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]

@@ -289,7 +289,11 @@ fn import_head<R: Read>(
             head.segments.push(Segment::growing(layer, 0, 0));
         }
         head.segments.push(segment?);
+        if (index > 0 || limits.grows) && head.last().magnitudes().is_some() {
+            return Err(broken("magnitudes stand where no layers share rows"));
+        }
     }
+    head.turns = head.segments.iter().find_map(Segment::turns).cloned();
     let rows = head.rows();
     if rows > store.capacity_tokens() || columns.iter().any(|column| column.len() > rows) {
         return Err(broken(format!("a head has {rows} rows and more observations, or more than fit")));

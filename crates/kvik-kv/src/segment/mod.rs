@@ -122,6 +122,9 @@ impl Segment {
         if bias.iter().any(|&bias| bias != 0.0) {
             self.set_bias(bias);
         }
+        if let Some(Shifts { by, .. }) = &mut self.columns.shifts {
+            by.resize(self.len.next_multiple_of(TILE_TOKENS), 0);
+        }
         Ok(())
     }
 
@@ -321,7 +324,7 @@ impl Segment {
         })
     }
 
-    /// Reads `rows` of a plane as attention sees them, into `out` (`[rows, dim]`).
+    /// Reads `rows` of a plane as attention sees them at their positions, into `out` (`[rows, dim]`).
     pub(crate) fn read(&self, store: &KvStore, plane: PlaneKind, rows: Range<usize>, out: &mut [f32]) {
         let shape = store.layer(self.layer).tile();
         let dim = shape.plane(plane).0;
@@ -331,7 +334,7 @@ impl Segment {
         let end = self.dropped * TILE_TOKENS + rows.end;
         while row < end {
             let tile = self.tile(store, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
-            let tile = tile.decode(shape, &mut buffer);
+            let tile = StoredTile { shifts: None, ..tile }.decode(shape, &mut buffer);
             let numbers = if plane == PlaneKind::Keys { tile.keys } else { tile.values };
             let until = end.min((row / TILE_TOKENS + 1) * TILE_TOKENS);
             for row in row..until {

@@ -1,0 +1,79 @@
+//! Methods of the registry in pairs, on small models of three architectures: whatever goes together runs, is cut back and copied.
+
+use std::path::Path;
+
+use kvik_engine::{Engine, EngineError, EngineOptions};
+use kvik_kv::{CacheError, MethodInfo, Pipeline, methods::METHODS};
+
+const PROMPT: usize = 200;
+const DECODED: usize = 20;
+
+/// The method, with a budget that a prompt of the test exceeds and from the first layer on, if it has such parameters.
+fn small(method: &MethodInfo) -> String {
+    let settings = [("budget", 64), ("start", 0), ("skip", 0)];
+    let has = |name: &str| method.parameters.iter().any(|parameter| parameter.name == name);
+    let given = settings.iter().filter(|(name, _)| has(name)).map(|(name, value)| format!("{name}={value}"));
+    format!("{}({})", method.name, given.collect::<Vec<_>>().join(",")).replace("()", "")
+}
+
+/// All methods that need no calibration, alone and in pairs of different directions.
+fn pipelines() -> Vec<String> {
+    let free = METHODS.iter().filter(|method| method.calibration.is_none());
+    let mut all: Vec<String> = free.clone().map(|method| small(method)).collect();
+    for first in free.clone() {
+        let later = free.clone().filter(|second| first.direction < second.direction);
+        all.extend(later.map(|second| format!("{}+{}", small(first), small(second))));
+    }
+    all
+}
+
+fn engine(model: &str) -> Engine {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-gguf").join(model).join("model.gguf");
+    let options =
+        EngineOptions { threads: Some(2), context_tokens: Some(400), prefill_chunk_tokens: 70, sessions: 3 };
+    Engine::load(&path, &options).unwrap()
+}
+
+fn tokens(from: usize, len: usize) -> Vec<u32> {
+    (from..from + len).map(|i| 3 + (i * 31 + i * i * 7) as u32 % 93).collect()
+}
+
+#[test]
+fn pairs_read_decode_are_cut_back_and_copied() {
+    let pipelines = pipelines();
+    let mut ran = vec![false; pipelines.len()];
+    for model in ["llama", "gemma3", "qwen3"] {
+        let mut engine = engine(model);
+        for (kv, ran) in pipelines.iter().zip(&mut ran) {
+            let pipeline = Pipeline::parse(kv).unwrap_or_else(|error| panic!("{error}"));
+            let mut session = match engine.session_with(&pipeline) {
+                // A method may say that it does not fit a model.
+                Err(EngineError::Cache(CacheError::Method { .. })) => continue,
+                session => session.unwrap(),
+            };
+            *ran = true;
+            let finite = |logits: &[f32]| assert!(logits.iter().all(|l| l.is_finite()), "{model}, {kv}");
+            finite(&engine.read(&mut session, &tokens(0, PROMPT), true).unwrap());
+            engine.decode(&mut session, &tokens(PROMPT, DECODED), &mut |_, logits| finite(logits)).unwrap();
+
+            let mut copy = engine.fork(&session);
+            let kept = engine.truncate(&mut copy, PROMPT + DECODED / 2);
+            assert!(kept == PROMPT + DECODED / 2 || kept == 0, "{model}, {kv}: {kept}");
+            finite(&engine.read(&mut copy, &tokens(kept, 90), true).unwrap());
+            engine.decode(&mut copy, &tokens(0, 5), &mut |_, logits| finite(logits)).unwrap();
+            assert_eq!(copy.tokens().len(), kept + 95);
+
+            // What the copy did leaves no trace in the first.
+            let mut again = engine.fork(&session);
+            let (mut first, mut second) = (Vec::new(), Vec::new());
+            engine.decode(&mut session, &tokens(7, 5), &mut |_, l| first.extend_from_slice(l)).unwrap();
+            engine.decode(&mut again, &tokens(7, 5), &mut |_, l| second.extend_from_slice(l)).unwrap();
+            assert!(first == second, "{model}, {kv}");
+            drop((session, copy, again));
+            assert_eq!((engine.store_bytes(), engine.store_blocks()), (0, 0), "{model}, {kv}");
+        }
+    }
+    let idle: Vec<&String> = pipelines.iter().zip(ran).filter(|(_, ran)| !ran).map(|(kv, _)| kv).collect();
+    assert!(idle.is_empty(), "no model of the test is one for {idle:?}");
+}
