@@ -8,22 +8,32 @@ use kvik_kv::{CacheError, MethodInfo, Pipeline, methods::METHODS};
 const PROMPT: usize = 200;
 const DECODED: usize = 20;
 
-/// The method, with a budget that a prompt of the test exceeds and from the first layer on, if it has such parameters.
-fn small(method: &MethodInfo) -> String {
-    let settings = [("budget", 64), ("start", 0), ("skip", 0)];
+/// The method, with a budget that a prompt of the test exceeds and from the first layer on, if it has such parameters; once more
+/// for rows that stand by their slots.
+fn small(method: &MethodInfo) -> Vec<String> {
+    let settings = [("budget", "64"), ("start", "0"), ("skip", "0"), ("positions", "slot")];
     let has = |name: &str| method.parameters.iter().any(|parameter| parameter.name == name);
     let given = settings.iter().filter(|(name, _)| has(name)).map(|(name, value)| format!("{name}={value}"));
-    format!("{}({})", method.name, given.collect::<Vec<_>>().join(",")).replace("()", "")
+    let given: Vec<String> = given.collect();
+    let written = |given: &[String]| format!("{}({})", method.name, given.join(",")).replace("()", "");
+    match has("positions") {
+        true => vec![written(&given[..given.len() - 1]), written(&given)],
+        false => vec![written(&given)],
+    }
 }
 
-/// All methods that need no calibration, alone and in pairs of different directions.
+/// All methods that need no calibration, alone and in pairs of different directions, and one long pipeline.
 fn pipelines() -> Vec<String> {
     let free = METHODS.iter().filter(|method| method.calibration.is_none());
-    let mut all: Vec<String> = free.clone().map(|method| small(method)).collect();
+    let mut all: Vec<String> = free.clone().flat_map(|method| small(method)).collect();
     for first in free.clone() {
-        let later = free.clone().filter(|second| first.direction < second.direction);
-        all.extend(later.map(|second| format!("{}+{}", small(first), small(second))));
+        for second in free.clone().filter(|second| first.direction < second.direction) {
+            let seconds = small(second);
+            let pair = |first: String| seconds.iter().map(move |second| format!("{first}+{second}"));
+            all.extend(small(first).into_iter().flat_map(pair).collect::<Vec<_>>());
+        }
     }
+    all.push("h2o(budget=64,positions=slot)+minicache(start=0,every=4)+kivi(residual=32)".to_owned());
     all
 }
 
