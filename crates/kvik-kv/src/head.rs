@@ -3,7 +3,9 @@
 //! Rows are counted over all segments, in the order in which attention folds them. What is known of a row (how much attention
 //! it got) moves with it through every rewriting.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
+
+use kvik_kernels::attention::Turns;
 
 use kvik_kernels::attention::TILE_TOKENS;
 
@@ -34,11 +36,13 @@ pub(crate) struct HeadCache {
     pub(crate) statistics: RowStatistics,
     /// Tiles that queries visit, if not all, counted over the segments.
     pub(crate) visits: Option<Vec<u32>>,
+    /// What turns the keys, once rows are to stand without gaps.
+    pub(crate) turns: Option<Arc<Turns>>,
 }
 
 impl HeadCache {
     pub(crate) fn new(growing: Segment) -> Self {
-        Self { segments: vec![growing], statistics: RowStatistics::default(), visits: None }
+        Self { segments: vec![growing], statistics: RowStatistics::default(), visits: None, turns: None }
     }
 
     /// The last segment: new tokens go there.
@@ -157,6 +161,26 @@ impl HeadCache {
         Ok(())
     }
 
+    /// Lets the keys turn as if the rows stood at consecutive positions, in the order of their own ones, the last of them right
+    /// before `next`; if they are to stand so.
+    pub(crate) fn close_gaps(&mut self, next: u32) {
+        let Some(turns) = &self.turns else { return };
+        let positions: Vec<u32> = self.segments.iter().flat_map(Segment::positions).collect();
+        let mut order: Vec<u32> = (0..positions.len() as u32).collect();
+        order.sort_by_key(|&row| positions[row as usize]);
+        let first = next.saturating_sub(positions.len() as u32);
+        let mut by = vec![0; positions.len()];
+        for (place, row) in (first..).zip(order) {
+            by[row as usize] = place.saturating_sub(positions[row as usize]);
+        }
+        let mut rest = &by[..];
+        for segment in &mut self.segments {
+            let (part, later) = rest.split_at(segment.len());
+            segment.set_shifts(turns, part.to_vec());
+            rest = later;
+        }
+    }
+
     /// Forgets the rows at `position` and later. False if a sliding window has already given back rows before them that are
     /// needed from `needed_from` on.
     pub(crate) fn truncate(&mut self, store: &mut KvStore, position: u32, needed_from: u32) -> bool {
@@ -176,6 +200,7 @@ impl HeadCache {
         for segment in &mut self.segments {
             whole &= segment.truncate(store, position, needed_from);
         }
+        self.close_gaps(position);
         whole
     }
 
@@ -184,6 +209,7 @@ impl HeadCache {
             segments: self.segments.iter().map(|segment| segment.fork(store, capacity_tokens)).collect(),
             statistics: self.statistics.clone(),
             visits: None,
+            turns: self.turns.clone(),
         }
     }
 }
