@@ -55,8 +55,9 @@ impl Look {
         let kept = cache.heads().into_iter().map(|(layer, kv_head)| {
             let sums = &cache.statistics(layer, kv_head).accumulated;
             let positions = cache.positions(layer, kv_head);
-            assert_eq!(positions.len(), sums.len());
-            let mut rows: Vec<(u32, f32)> = positions.into_iter().zip(sums.iter().copied()).collect();
+            // Rows that no query has seen yet may have no entry.
+            let sums = sums.iter().copied().chain(std::iter::repeat(0.0));
+            let mut rows: Vec<(u32, f32)> = positions.into_iter().zip(sums).collect();
             rows.sort_by_key(|row| row.0);
             rows
         });
