@@ -7,9 +7,12 @@ use std::{ops::Range, sync::Arc};
 
 use kvik_kernels::attention::Turns;
 
+use kvik_kernels::attention::TILE_TOKENS;
+
 use crate::{
     Segment,
-    store::{CacheError, KvStore},
+    segment::Plane,
+    store::{Block, CacheError, KvStore},
 };
 
 /// What was observed of the rows of a head; a column is empty until it is asked for.
@@ -66,6 +69,41 @@ impl HeadCache {
             row -= segment.len();
         }
         panic!("row {row} lies beyond the last segment");
+    }
+
+    /// The planes of all tiles that were not given back.
+    pub(crate) fn planes(&self) -> impl Iterator<Item = &[Plane; 2]> + Clone {
+        self.segments.iter().flat_map(Segment::all_planes)
+    }
+
+    /// The segment that a tile lies in, and its index there; tiles are counted over the segments.
+    pub(crate) fn find_tile(&self, mut tile: usize) -> Option<(usize, usize)> {
+        for (index, segment) in self.segments.iter().enumerate() {
+            if tile < segment.tiles() {
+                return Some((index, tile));
+            }
+            tile -= segment.tiles();
+        }
+        None
+    }
+
+    /// The planes of a tile with rows, counted over the segments; `None` if there is no such tile, or it was given back.
+    pub(crate) fn tile_planes(&self, tile: usize) -> Option<&[Plane; 2]> {
+        let (segment, tile) = self.find_tile(tile)?;
+        self.segments[segment].planes(tile)
+    }
+
+    /// Blocks of the tiles that queries visit.
+    pub(crate) fn visited_blocks(&self) -> impl Iterator<Item = Block> + Clone {
+        let visited = self.visits.iter().flatten().filter_map(|&tile| self.tile_planes(tile as usize));
+        let all = self.visits.is_none().then(|| self.planes());
+        visited.chain(all.into_iter().flatten()).flatten().flat_map(Plane::blocks)
+    }
+
+    /// True if new rows may be written to a tile: it lies in the growing segment, and is not full.
+    pub(crate) fn grows(&self, tile: usize) -> bool {
+        let earlier: usize = self.segments.iter().rev().skip(1).map(Segment::tiles).sum();
+        tile >= earlier + self.last().end() / TILE_TOKENS
     }
 
     /// Runs `of` on the part of `rows` that lies in each segment.

@@ -15,7 +15,9 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+mod basis;
 pub mod budget;
+mod calibration;
 mod draw;
 mod evidence;
 mod export;
@@ -30,17 +32,21 @@ pub mod select;
 mod sequence;
 mod shape;
 mod shared_rows;
+mod spilled;
 mod store;
 
 pub use kvik_kernels::attention::PlaneKind;
 
 pub use attend::{Sequences, attend};
+pub use basis::ValueBasis;
+pub use calibration::{Calibration, CalibrationError, CalibrationHeader};
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
+pub use kvik_memory::{SpillError, SpillFile};
 pub use method::Method;
 pub use open_cache::OpenCache;
 pub use pipeline::{
-    Arguments, Direction, MethodInfo, Parameter, ParameterKind, Pipeline, PipelineError, Stage,
+    Arguments, Build, Direction, MethodInfo, Parameter, ParameterKind, Pipeline, PipelineError, Stage,
 };
 pub use segment::{KeyRotation, Magnitudes, Segment, SegmentRow};
 pub use sequence::SequenceCache;

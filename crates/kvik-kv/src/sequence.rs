@@ -1,9 +1,12 @@
 //! One sequence's cache, over all layers and heads.
 
+use std::sync::OnceLock;
+
 use kvik_kernels::{
     Phase, ThreadPool,
     attention::{PlaneKind, TILE_TOKENS},
 };
+use kvik_memory::SpillError;
 
 use crate::{
     Evidence, Method, OpenCache, Segment, StepQueries,
@@ -88,9 +91,15 @@ impl SequenceCache {
         self.capacity_tokens
     }
 
-    /// Bytes of the blocks that the sequence holds; a block with several holders counts in equal parts.
+    /// Bytes of RAM that the sequence's blocks take; a block with several holders counts in equal parts.
     pub fn used_bytes(&self, store: &KvStore) -> usize {
         self.segments().map(|segment| segment.used_bytes(store)).sum()
+    }
+
+    /// Bytes of files that the sequence's blocks take, those that are in RAM as well included; a block with several holders
+    /// counts in equal parts.
+    pub fn file_bytes(&self, store: &KvStore) -> usize {
+        self.segments().map(|segment| segment.file_bytes(store)).sum()
     }
 
     /// What the methods want to be gathered.
@@ -106,12 +115,14 @@ impl SequenceCache {
     /// Takes the blocks for `tokens` more tokens at every layer and head.
     ///
     /// # Errors
-    /// [`CacheError::Full`] when the store has too few; blocks taken so far stay with the sequence.
+    /// [`CacheError::Full`] when the store has too few; blocks taken so far stay with the sequence. [`CacheError::Spill`] if the
+    /// last tile lies in a file and cannot be read; as for [`Self::bring_visited`].
     pub fn reserve(&mut self, store: &mut KvStore, tokens: usize) -> Result<(), CacheError> {
-        for head in self.layers.iter_mut().flat_map(|layer| &mut layer.heads) {
-            head.growing().reserve(store, tokens)?;
-        }
-        Ok(())
+        let mut heads = self.layers.iter_mut().flat_map(|layer| &mut layer.heads);
+        heads.try_for_each(|head| head.growing().reserve(store, tokens)).map_err(|error| match error {
+            CacheError::Spill(_) => self.spoilt(error),
+            error => error,
+        })
     }
 
     /// Writes the rows of new tokens at `layer`, at the positions that follow the committed ones.
@@ -191,8 +202,25 @@ impl SequenceCache {
         self.open(pool, store, new_tokens, |method, cache| method.before_attention(cache, layer, queries))
     }
 
+    /// Brings into RAM what the queries at `layer` visit and a file holds: after [`Self::before_attention`] of every sequence
+    /// of a pass, for what sequences share moves for all of them.
+    ///
+    /// # Errors
+    /// [`CacheError::Spill`] if something cannot be read. The sequence is then forgotten when it is next cut.
+    pub fn bring_visited(&mut self, store: &mut KvStore, layer: usize) -> Result<(), CacheError> {
+        if !store.has_away() {
+            return Ok(());
+        }
+        let heads = &self.layers[layer].heads;
+        let brought = store.bring_all(heads.iter().flat_map(HeadCache::visited_blocks));
+        brought.map_err(|error| self.spoilt(error))
+    }
+
     /// Takes in what the methods want to know of the rows that have just attended at `layer`; `log_sum_exp` is
     /// `[rows, heads]`.
+    ///
+    /// # Errors
+    /// [`CacheError::Spill`] if keys that were not visited lie in a file and cannot be read; as for [`Self::bring_visited`].
     pub fn observe(
         &mut self,
         pool: &ThreadPool,
@@ -200,14 +228,16 @@ impl SequenceCache {
         layer: usize,
         queries: StepQueries<'_>,
         log_sum_exp: &[f32],
-    ) {
+    ) -> Result<(), CacheError> {
         if store.layer(layer).window.is_some() {
-            return;
+            return Ok(());
         }
         if self.evidence.window > 0 && queries.phase == Phase::Prefill {
             self.window[layer].push(&queries, log_sum_exp, self.evidence.window);
         }
-        evidence::gather(pool, store, &mut self.layers[layer].heads, self.evidence, &queries, log_sum_exp);
+        let heads = &mut self.layers[layer].heads;
+        let gathered = evidence::gather(pool, store, heads, self.evidence, &queries, log_sum_exp);
+        gathered.map_err(|error| self.spoilt(error))
     }
 
     /// Counts the `tokens` that were appended at every layer, gives back what sliding windows have left behind, and lets the
@@ -263,7 +293,9 @@ impl SequenceCache {
         self.close_gaps();
         self.window.iter_mut().for_each(WindowQueries::clear);
         self.turns += 1;
-        self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+        if self.methods.iter().any(|method| method.rewrites()) {
+            self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+        }
         self.prompt_tokens = 0;
         store.trim();
         result
@@ -293,14 +325,23 @@ impl SequenceCache {
                 tokens: self.len,
                 new_tokens,
                 encoded: Vec::new(),
+                unread: OnceLock::new(),
             };
-            if let Err(error) = hook(&mut **method, &mut cache) {
-                // Rows may be missing: what is left serves no query, and is forgotten when the sequence is next cut.
-                self.rewritten_tokens = usize::MAX;
-                return Err(error);
+            let result = hook(&mut **method, &mut cache);
+            if let Err(error) = result.and(cache.unread.take().map_or(Ok(()), Err)) {
+                return Err(self.spoilt(error));
             }
         }
         Ok(())
+    }
+
+    /// After an error rows may be missing: what is left serves no query, and is forgotten when the sequence is next cut. What could
+    /// not be written to a file is still in RAM.
+    fn spoilt(&mut self, error: CacheError) -> CacheError {
+        if !matches!(error, CacheError::Spill(SpillError::Write { .. })) {
+            self.rewritten_tokens = usize::MAX;
+        }
+        error
     }
 
     /// Forgets all tokens from position `len` on, those of a step that was not committed included. Returns how many

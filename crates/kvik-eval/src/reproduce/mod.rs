@@ -14,6 +14,7 @@ mod minicache;
 mod record;
 mod scbench;
 mod snapkv;
+mod tier;
 
 pub use lab::{Lab, Scale};
 pub use record::{Finding, Machine, Measurement, Record, table};
@@ -43,7 +44,7 @@ pub trait Experiment: Sync {
 
 /// Every experiment, by name.
 pub const EXPERIMENTS: &[&dyn Experiment] =
-    &[&h2o::H2o, &kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv];
+    &[&h2o::H2o, &kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv, &tier::Tier];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]

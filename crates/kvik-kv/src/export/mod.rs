@@ -140,6 +140,7 @@ fn import_header<R: Read>(
 
 fn export_shape<W: Write>(shape: &KvShape, sink: &mut Sink<W>) -> Result<(), CacheError> {
     sink.blob(shape.fingerprint.as_bytes())?;
+    sink.blob(shape.basis.as_bytes())?;
     sink.u64(shape.layers.len() as u64)?;
     for layer in &shape.layers {
         for number in numbers(layer) {
@@ -162,6 +163,7 @@ fn export_shape<W: Write>(shape: &KvShape, sink: &mut Sink<W>) -> Result<(), Cac
 /// Reads the shape of a model and refuses it if it is not `shape`.
 fn import_shape<R: Read>(shape: &KvShape, source: &mut Source<R>) -> Result<(), CacheError> {
     let fingerprint = source.text("bytes of a model's fingerprint", MOST_TEXT)?;
+    let basis = source.text("bytes of a basis", MOST_TEXT)?;
     let layers = source.u64()?;
     if layers != shape.layers.len() as u64 {
         let own = shape.layers.len();
@@ -195,6 +197,11 @@ fn import_shape<R: Read>(shape: &KvShape, source: &mut Source<R>) -> Result<(), 
             ));
         }
         before = rotary;
+    }
+    if basis != shape.basis {
+        let built = |basis: &str| if basis.is_empty() { "nothing".to_owned() } else { format!("'{basis}'") };
+        let (theirs, own) = (built(&basis), built(&shape.basis));
+        return Err(broken(format!("{theirs} was built into the model's weights, and here it is {own}")));
     }
     if fingerprint != shape.fingerprint {
         return Err(broken("it is of another model with the same shape"));

@@ -18,7 +18,10 @@ use kvik_kernels::attention::{
 pub use self::columns::Magnitudes;
 use self::columns::{Columns, RowPositions, Shifts};
 pub(crate) use self::export::{Known, Limits, Written};
-use crate::store::{Block, CacheError, KvStore};
+use crate::{
+    spilled::{Glance, ReadBlocks},
+    store::{Block, CacheError, KvStore},
+};
 
 /// One cached token of one head.
 #[derive(Clone, Copy, Debug)]
@@ -296,10 +299,25 @@ impl Segment {
         self.dropped
     }
 
-    pub(crate) fn tile<'a>(&'a self, store: &'a KvStore, index: usize) -> Option<StoredTile<'a>> {
-        let planes = self.tiles.get(index.checked_sub(self.dropped)?)?;
-        let shape = store.layer(self.layer).tile();
-        let [keys, values] = PLANES.map(|plane| planes[plane as usize].stored(store, shape.plane(plane).1));
+    /// The planes of all tiles that were not given back, those that room was reserved in included.
+    pub(crate) fn all_planes(&self) -> impl Iterator<Item = &[Plane; 2]> + Clone {
+        self.tiles.iter()
+    }
+
+    /// The planes of the tile that a row lies in.
+    pub(crate) fn planes_of(&self, row: usize) -> &[Plane; 2] {
+        &self.tiles[row / TILE_TOKENS]
+    }
+
+    /// The planes of a tile, if it was not given back.
+    pub(crate) fn planes(&self, index: usize) -> Option<&[Plane; 2]> {
+        self.tiles.get(index.checked_sub(self.dropped)?)
+    }
+
+    pub(crate) fn tile<'a>(&'a self, blocks: &'a impl ReadBlocks, index: usize) -> Option<StoredTile<'a>> {
+        let planes = self.planes(index)?;
+        let shape = blocks.store().layer(self.layer).tile();
+        let [keys, values] = PLANES.map(|plane| planes[plane as usize].stored(blocks, shape.plane(plane).1));
         let start = index * TILE_TOKENS;
         let len = (self.len - start).min(TILE_TOKENS);
         let rows = start..start + TILE_TOKENS;
@@ -325,15 +343,26 @@ impl Segment {
     }
 
     /// Reads `rows` of a plane as attention sees them at their positions, into `out` (`[rows, dim]`).
-    pub(crate) fn read(&self, store: &KvStore, plane: PlaneKind, rows: Range<usize>, out: &mut [f32]) {
+    ///
+    /// # Errors
+    /// [`CacheError::Spill`] if a row lies in a file and cannot be read; it is zeros then.
+    pub(crate) fn read(
+        &self,
+        store: &KvStore,
+        plane: PlaneKind,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CacheError> {
         let shape = store.layer(self.layer).tile();
         let dim = shape.plane(plane).0;
         let mut buffer = TileBuffer::default();
         let mut out = out.chunks_exact_mut(dim);
         let mut row = self.dropped * TILE_TOKENS + rows.start;
         let end = self.dropped * TILE_TOKENS + rows.end;
+        let tiles = (row / TILE_TOKENS..end.div_ceil(TILE_TOKENS)).filter_map(|index| self.planes(index));
+        let (glance, failure) = Glance::at(store, tiles.flat_map(|tile| tile[plane as usize].blocks()));
         while row < end {
-            let tile = self.tile(store, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
+            let tile = self.tile(&glance, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
             let tile = StoredTile { shifts: None, ..tile }.decode(shape, &mut buffer);
             let numbers = if plane == PlaneKind::Keys { tile.keys } else { tile.values };
             let until = end.min((row / TILE_TOKENS + 1) * TILE_TOKENS);
@@ -343,6 +372,7 @@ impl Segment {
             }
             row = until;
         }
+        failure.map_or(Ok(()), Err)
     }
 
     /// The same rows once more; blocks have one more holder.
@@ -378,7 +408,7 @@ impl Segment {
         self.dropped = 0;
         self.columns = Columns::from(0);
         self.rotation = KeyRotation::Stored;
-        self.tiles.drain(..).flat_map(|tile| tile.into_iter().flat_map(Plane::into_blocks))
+        self.tiles.drain(..).flat_map(|[keys, values]| keys.blocks().chain(values.blocks()))
     }
 
     /// Gives all blocks back.
@@ -388,22 +418,33 @@ impl Segment {
         }
     }
 
-    /// Bytes of the blocks, of which one that several hold counts in equal parts, and of what stands beside them per row.
+    /// Bytes of RAM that the blocks take, of which one that several hold counts in equal parts, and what stands beside them per
+    /// row.
     pub(crate) fn used_bytes(&self, store: &KvStore) -> usize {
-        let blocks: usize =
-            blocks(&self.tiles).map(|block| store.block_bytes(block) / store.holders(block)).sum();
-        blocks + self.columns.bytes()
+        let in_ram = blocks(&self.tiles).filter(|&block| store.takes_ram(block));
+        in_ram.map(|block| store.share_bytes(block)).sum::<usize>() + self.columns.bytes()
+    }
+
+    /// Bytes that the blocks would take in RAM besides; one that several hold counts in equal parts.
+    pub(crate) fn away_bytes(&self, store: &KvStore) -> usize {
+        let away = blocks(&self.tiles).filter(|&block| !store.takes_ram(block));
+        away.map(|block| store.share_bytes(block)).sum()
+    }
+
+    /// Bytes of files that the blocks take; one that several hold counts in equal parts.
+    pub(crate) fn file_bytes(&self, store: &KvStore) -> usize {
+        blocks(&self.tiles).map(|block| store.spilled.file_bytes_of(block) / store.holders(block)).sum()
     }
 }
 
 impl Plane {
-    fn stored<'a>(&'a self, store: &'a KvStore, len: usize) -> StoredPlane<'a> {
-        let rows = self.rows.map(|block| store.rows(block, len));
+    fn stored<'a>(&'a self, blocks: &'a impl ReadBlocks, len: usize) -> StoredPlane<'a> {
+        let rows = self.rows.map(|block| blocks.rows(block, len));
         match (&self.encoded, rows) {
             (None, Some(rows)) => StoredPlane::Rows(rows),
             (Some(encoded), rest) => StoredPlane::Encoded {
                 codec: &*encoded.codec,
-                block: store.bytes(encoded.block),
+                block: blocks.bytes(encoded.block),
                 rows: encoded.rows,
                 rest,
             },
@@ -411,20 +452,18 @@ impl Plane {
         }
     }
 
-    fn into_blocks(self) -> impl Iterator<Item = Block> {
-        self.rows.into_iter().chain(self.encoded.map(|encoded| encoded.block))
+    /// Its blocks.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + Clone + use<> {
+        self.rows.into_iter().chain(self.encoded.as_ref().map(|encoded| encoded.block))
     }
 }
 
-fn blocks(tiles: &[[Plane; 2]]) -> impl Iterator<Item = Block> {
-    tiles
-        .iter()
-        .flatten()
-        .flat_map(|plane| plane.rows.into_iter().chain(plane.encoded.as_ref().map(|e| e.block)))
+fn blocks(tiles: &[[Plane; 2]]) -> impl Iterator<Item = Block> + Clone {
+    tiles.iter().flatten().flat_map(Plane::blocks)
 }
 
 fn release(store: &mut KvStore, tile: [Plane; 2]) {
-    for block in tile.into_iter().flat_map(Plane::into_blocks) {
+    for block in tile.iter().flat_map(Plane::blocks) {
         store.release(block);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvik_kernels::attention::{Codec, PlaneKind, TILE_TOKENS};
 
-use super::{EncodedRows, PLANES, Plane, Segment, columns::RowPositions, release};
+use super::{EncodedRows, PLANES, Plane, Segment, blocks, columns::RowPositions, release};
 use crate::store::{Block, CacheError, KvStore};
 
 impl Segment {
@@ -53,6 +53,7 @@ impl Segment {
                 this.rows = None;
                 continue;
             }
+            store.bring(rows)?;
             numbers.resize((until - first) * dim, 0.0);
             for (row, out) in (first..until).zip(numbers.chunks_exact_mut(dim)) {
                 shape.read_row(plane, store.rows(rows, plane_len), row, out);
@@ -78,13 +79,15 @@ impl Segment {
     /// Keeps the rows that `keep` lists, in rising order, and gives back what the others held.
     ///
     /// # Errors
-    /// [`CacheError::Full`] when a block had to be copied and there was none; the segment is then as it was.
+    /// [`CacheError::Full`] when a block had to be copied and there was none, [`CacheError::Spill`] when one lies in a file and
+    /// cannot be read; the segment is then as it was.
     pub(crate) fn retain(&mut self, store: &mut KvStore, keep: &[u32]) -> Result<(), CacheError> {
         assert_eq!(self.dropped, 0, "rows of sliding windows are not chosen");
         if keep.len() == self.len {
             return Ok(());
         }
         self.decode(store)?;
+        store.bring_all(blocks(&self.tiles))?;
         let shape = store.layer(self.layer).tile();
         let tiles = keep.len().div_ceil(TILE_TOKENS);
         for plane in PLANES {
@@ -133,6 +136,7 @@ impl Segment {
                 let (dim, len) = shape.plane(plane);
                 let mut numbers = vec![0.0; dim];
                 let source = self.plane(last, plane).rows.expect("decoded planes have rows");
+                store.bring(source)?;
                 shape.read_row(plane, store.rows(source, len), last % TILE_TOKENS, &mut numbers);
                 let target = &mut self.tiles[row / TILE_TOKENS][plane as usize].rows;
                 let owned = store.owned(target.expect("decoded planes have rows"))?;
@@ -168,6 +172,9 @@ impl Segment {
         let Some(EncodedRows { codec, block, rows }) = this.encoded.clone() else { return Ok(()) };
         let (dim, len) = shape.plane(plane);
         let mut numbers = vec![0u16; len];
+        for block in this.blocks() {
+            store.bring(block)?;
+        }
         codec.decode(plane, dim, rows, store.bytes(block), &mut numbers);
         if let Some(rest) = this.rows {
             for row in rows..TILE_TOKENS {

@@ -132,8 +132,8 @@ impl Run {
             let frequencies = setting.frequencies.clone();
             Arc::new(Rotary { frequencies, factor: 1.0, layout: PairLayout::Halves })
         });
-        let kv_shape =
-            KvShape { layers: vec![layer], rotary: vec![rotary.clone()], fingerprint: String::new() };
+        let mut kv_shape = KvShape::unrotated(vec![layer]);
+        kv_shape.rotary = vec![rotary.clone()];
         let store = KvStore::new(kv_shape, 1, CAPACITY, CAPACITY).unwrap();
         let look = Look::default();
         let cache = store.sequence_with(&Pipeline::parse(pipeline).unwrap()).unwrap();
@@ -179,13 +179,8 @@ impl Run {
             log_sum_exp: Some(&mut lse),
         };
         attend(pool, store, &One(cache, tokens, phase), 0, shape, rows, &mut scratch);
-        cache.observe(
-            pool,
-            store,
-            0,
-            StepQueries { shape, phase, queries: &queries, positions: &positions },
-            &lse,
-        );
+        let queries = StepQueries { shape, phase, queries: &queries, positions: &positions };
+        cache.observe(pool, store, 0, queries, &lse).unwrap();
         cache.commit(pool, store, tokens, phase).unwrap();
         out
     }
