@@ -234,14 +234,14 @@ impl Engine {
         self.local.store.used_bytes()
     }
 
-    /// Blocks that the keys and values of all sessions lie in.
-    pub fn store_blocks(&mut self) -> usize {
-        self.local.store.used_blocks()
-    }
-
     /// Bytes of files that the keys and values of all sessions take.
     pub fn store_file_bytes(&self) -> usize {
         self.local.store.file_bytes()
+    }
+
+    /// Blocks that the keys and values of all sessions lie in.
+    pub fn store_blocks(&mut self) -> usize {
+        self.local.store.used_blocks()
     }
 
     /// What the model caches, and the bytes of an uncompressed bf16 cache.

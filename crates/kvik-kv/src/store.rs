@@ -349,14 +349,14 @@ impl KvStore {
         self.entry(block).holders as usize
     }
 
-    /// The pool that a block lies in.
-    pub(crate) fn class(&self, block: Block) -> SizeClass {
-        self.entry(block).class
-    }
-
     /// Bytes of a block in RAM, in equal parts for all who hold it.
     pub(crate) fn share_bytes(&self, block: Block) -> usize {
         self.block_bytes(block) / self.holders(block)
+    }
+
+    /// The pool that a block lies in.
+    pub(crate) fn class(&self, block: Block) -> SizeClass {
+        self.entry(block).class
     }
 
     pub(crate) fn block_bytes(&self, block: Block) -> usize {

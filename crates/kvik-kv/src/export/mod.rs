@@ -4,7 +4,8 @@
 //! was observed of the rows and what the methods remember go along, so that the sequence goes on with the same bits. Everything is
 //! little endian. In order:
 //!
-//! - `KVIKCACH`, the version, the pipeline's text, and which model it is of: its fingerprint, its layers, how they rotate keys;
+//! - `KVIKCACH`, the version, the pipeline's text, and which model it is of: its fingerprint, what its weights were changed for,
+//!   its layers, how they rotate keys;
 //! - the state of the sequence, one blob for each method, and the queries that a prompt in the middle has left;
 //! - layer by layer and head by head the statistics and the segments, of each segment its columns and its blocks. A block that
 //!   several hold comes once, with its first holder;
@@ -164,6 +165,12 @@ fn export_shape<W: Write>(shape: &KvShape, sink: &mut Sink<W>) -> Result<(), Cac
 fn import_shape<R: Read>(shape: &KvShape, source: &mut Source<R>) -> Result<(), CacheError> {
     let fingerprint = source.text("bytes of a model's fingerprint", MOST_TEXT)?;
     let basis = source.text("bytes of a basis", MOST_TEXT)?;
+    if basis != shape.basis {
+        return Err(broken(format!(
+            "it was made with other weights: '{basis}' there, '{}' here",
+            shape.basis
+        )));
+    }
     let layers = source.u64()?;
     if layers != shape.layers.len() as u64 {
         let own = shape.layers.len();
@@ -197,11 +204,6 @@ fn import_shape<R: Read>(shape: &KvShape, source: &mut Source<R>) -> Result<(), 
             ));
         }
         before = rotary;
-    }
-    if basis != shape.basis {
-        let built = |basis: &str| if basis.is_empty() { "nothing".to_owned() } else { format!("'{basis}'") };
-        let (theirs, own) = (built(&basis), built(&shape.basis));
-        return Err(broken(format!("{theirs} was built into the model's weights, and here it is {own}")));
     }
     if fingerprint != shape.fingerprint {
         return Err(broken("it is of another model with the same shape"));

@@ -54,19 +54,15 @@ impl Segment {
         sink.u64(self.len as u64)?;
         self.export_columns(sink)?;
         for planes in self.tiles.iter().take(self.tiles().saturating_sub(self.dropped)) {
-            let (glance, failure) = Glance::at(store, planes.iter().flat_map(Plane::blocks));
-            if let Some(failure) = failure {
-                return Err(failure);
-            }
             for plane in planes {
                 sink.u8(u8::from(plane.rows.is_some()) | u8::from(plane.encoded.is_some()) << 1)?;
                 if let Some(block) = plane.rows {
-                    export_block(&glance, sink, written, block)?;
+                    export_block(store, sink, written, block)?;
                 }
                 if let Some(EncodedRows { codec, block, rows }) = &plane.encoded {
                     sink.blob(codec.name().as_bytes())?;
                     sink.u8(*rows as u8)?;
-                    export_block(&glance, sink, written, *block)?;
+                    export_block(store, sink, written, *block)?;
                 }
             }
         }
@@ -181,7 +177,7 @@ impl Segment {
 }
 
 fn export_block<W: Write>(
-    glance: &Glance<'_>,
+    store: &KvStore,
     sink: &mut Sink<W>,
     written: &mut Written,
     block: Block,
@@ -189,7 +185,12 @@ fn export_block<W: Write>(
     let next = written.len() as u32;
     let number = *written.entry(block).or_insert(next);
     sink.u32(number)?;
-    if number == next { sink.bytes(glance.bytes(block)) } else { Ok(()) }
+    if number != next {
+        return Ok(());
+    }
+    let (glance, failure) = Glance::at(store, std::iter::once(block));
+    failure.map_or(Ok(()), Err)?;
+    sink.bytes(glance.bytes(block))
 }
 
 /// Reads a plane of a tile with `rows` rows into `plane`, piece by piece, so that after an error it holds what was taken so far.

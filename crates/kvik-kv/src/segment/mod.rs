@@ -422,7 +422,8 @@ impl Segment {
     /// row.
     pub(crate) fn used_bytes(&self, store: &KvStore) -> usize {
         let in_ram = blocks(&self.tiles).filter(|&block| store.takes_ram(block));
-        in_ram.map(|block| store.share_bytes(block)).sum::<usize>() + self.columns.bytes()
+        let blocks: usize = in_ram.map(|block| store.share_bytes(block)).sum();
+        blocks + self.columns.bytes()
     }
 
     /// Bytes that the blocks would take in RAM besides; one that several hold counts in equal parts.

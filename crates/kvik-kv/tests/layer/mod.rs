@@ -132,8 +132,7 @@ impl Run {
             let frequencies = setting.frequencies.clone();
             Arc::new(Rotary { frequencies, factor: 1.0, layout: PairLayout::Halves })
         });
-        let mut kv_shape = KvShape::unrotated(vec![layer]);
-        kv_shape.rotary = vec![rotary.clone()];
+        let kv_shape = KvShape { rotary: vec![rotary.clone()], ..KvShape::unrotated(vec![layer]) };
         let store = KvStore::new(kv_shape, 1, CAPACITY, CAPACITY).unwrap();
         let look = Look::default();
         let cache = store.sequence_with(&Pipeline::parse(pipeline).unwrap()).unwrap();
@@ -179,8 +178,15 @@ impl Run {
             log_sum_exp: Some(&mut lse),
         };
         attend(pool, store, &One(cache, tokens, phase), 0, shape, rows, &mut scratch);
-        let queries = StepQueries { shape, phase, queries: &queries, positions: &positions };
-        cache.observe(pool, store, 0, queries, &lse).unwrap();
+        cache
+            .observe(
+                pool,
+                store,
+                0,
+                StepQueries { shape, phase, queries: &queries, positions: &positions },
+                &lse,
+            )
+            .unwrap();
         cache.commit(pool, store, tokens, phase).unwrap();
         out
     }
