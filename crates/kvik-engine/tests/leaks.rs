@@ -55,7 +55,7 @@ fn sequence(engine: &mut Engine, pipeline: &Pipeline, index: usize) {
     let mut session = engine.session_with(pipeline).unwrap();
     let tokens: Vec<u32> = (0..50 + index % 30).map(|i| 3 + (i * 31 + index) as u32 % 93).collect();
     engine.read(&mut session, &tokens, true).unwrap();
-    let mut copy = (index % 3 == 0).then(|| engine.fork(&session));
+    let mut copy = index.is_multiple_of(3).then(|| engine.fork(&session));
     engine.decode(&mut session, &tokens[..4], &mut |_, _| {}).unwrap();
     if let Some(copy) = &mut copy {
         engine.decode(copy, &tokens[..2], &mut |_, _| {}).unwrap();

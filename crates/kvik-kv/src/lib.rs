@@ -46,7 +46,7 @@ pub use kvik_memory::{SpillError, SpillFile};
 pub use method::Method;
 pub use open_cache::OpenCache;
 pub use pipeline::{
-    Arguments, Direction, MethodInfo, Parameter, ParameterKind, Pipeline, PipelineError, Stage,
+    Arguments, Build, Direction, MethodInfo, Parameter, ParameterKind, Pipeline, PipelineError, Stage,
 };
 pub use segment::{KeyRotation, Magnitudes, Segment, SegmentRow};
 pub use sequence::SequenceCache;
