@@ -31,6 +31,8 @@ mod shared_rows;
 mod spilled;
 mod store;
 
+pub use kvik_kernels::attention::PlaneKind;
+
 pub use attend::{Sequences, attend};
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;

@@ -9,6 +9,7 @@
 
 mod kivi;
 mod lab;
+mod minicache;
 mod record;
 mod snapkv;
 mod tier;
@@ -40,7 +41,8 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &snapkv::SnapKv, &tier::Tier];
+pub const EXPERIMENTS: &[&dyn Experiment] =
+    &[&kivi::Kivi, &minicache::MiniCache, &snapkv::SnapKv, &tier::Tier];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]
