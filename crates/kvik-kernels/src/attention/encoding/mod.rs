@@ -5,5 +5,7 @@
 //! out for it.
 
 mod affine;
+mod low_rank;
 
 pub use affine::Affine;
+pub use low_rank::LowRank;
