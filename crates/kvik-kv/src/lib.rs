@@ -16,6 +16,7 @@
 
 mod attend;
 pub mod budget;
+mod copies;
 mod draw;
 mod evidence;
 mod head;
@@ -23,6 +24,7 @@ mod method;
 pub mod methods;
 mod open_cache;
 pub mod pipeline;
+mod principal;
 mod segment;
 pub mod select;
 mod sequence;
@@ -34,6 +36,7 @@ mod store;
 pub use kvik_kernels::attention::PlaneKind;
 
 pub use attend::{Sequences, attend};
+pub use copies::RunCopy;
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
 pub use kvik_memory::{SpillError, SpillFile};

@@ -120,9 +120,10 @@ impl LowRank {
 
 impl Codec for LowRank {
     fn name(&self) -> String {
-        let hash = self.directions.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &x| {
-            (hash ^ u64::from(x)).wrapping_mul(0x100_0000_01b3)
-        });
+        let hash = self
+            .directions
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &x| (hash ^ u64::from(x)).wrapping_mul(0x100_0000_01b3));
         format!("low-rank({},{hash:016x})", self.rank)
     }
 
