@@ -29,12 +29,17 @@ pub struct RunCopy {
     pub from: usize,
 }
 
-/// Where rows that are to be copied lie, and how their keys turn.
+/// Where rows that are to be copied lie.
 struct Source<'a> {
     segment: &'a Segment,
     row: usize,
-    keys: StoredPlane<'a>,
-    values: StoredPlane<'a>,
+    stored: StoredPlane<'a>,
+}
+
+/// A tile of copies: which runs are copied to it, and its blocks.
+struct Target {
+    runs: Range<usize>,
+    blocks: [Block; 2],
 }
 
 impl OpenCache<'_> {
@@ -121,7 +126,7 @@ impl OpenCache<'_> {
         Ok((keys, values))
     }
 
-    /// Copies runs of `len` rows of the heads of a layer into the last segment of each head's copies. Runs begin at multiples of
+    /// Copies runs of `len` rows with positions in a row, of the heads of a layer, into the last segment of each head's copies. Runs begin at multiples of
     /// `len`. `angles` (`[positions, pairs]`) turns keys that are stored before rotation; positions beyond it turn without a table.
     ///
     /// What lies in a file is read; values are read on another thread while keys are rebuilt.
@@ -147,27 +152,26 @@ impl OpenCache<'_> {
         let mut keys = vec![0u32; runs.len() * key_words];
         self.bring_plane(layer, runs, PlaneKind::Keys)?;
         self.pool.for_each_row(&mut keys, key_words, |index, out| {
-            self.source(layer, runs[index]).key_image(shape, len, angles, out);
+            self.source(layer, runs[index], PlaneKind::Keys).key_image(shape, len, angles, out);
         });
         let mut values = vec![0u32; runs.len() * value_words];
         self.bring_plane(layer, runs, PlaneKind::Values)?;
         self.pool.for_each_row(&mut values, value_words, |index, out| {
-            self.source(layer, runs[index]).value_image(shape, len, out);
+            self.source(layer, runs[index], PlaneKind::Values).value_image(shape, len, out);
         });
         let targets = self.own_targets(layer, len, runs)?;
         let writer = self.store.writer();
-        let first_of = |block: &[RunCopy]| runs.partition_point(|run| *run < block[0]);
-        let write = |(block, [key_block, value_block]): &(&[RunCopy], [Block; 2])| {
-            let first = first_of(block);
+        let write = |Target { runs: own, blocks: [key_block, value_block] }: &Target| {
             writer.with_rows(*key_block, shape.key_len(), |plane| {
-                for (index, run) in (first..).zip(*block) {
-                    let image = &keys[index * key_words..][..key_words];
+                for (run, image) in
+                    runs[own.clone()].iter().zip(keys[own.start * key_words..].chunks_exact(key_words))
+                {
                     put_keys(shape, len, run.to % TILE_TOKENS, image, cast_slice_mut(plane));
                 }
             });
             writer.with_rows(*value_block, shape.value_len(), |plane| {
-                for (index, run) in (first..).zip(*block) {
-                    let image = &values[index * value_words..][..value_words];
+                let images = values[own.start * value_words..].chunks_exact(value_words);
+                for (run, image) in runs[own.clone()].iter().zip(images) {
                     let at = run.to % TILE_TOKENS / 2 * shape.value_stride();
                     cast_slice_mut::<u16, u32>(plane)[at..at + value_words].copy_from_slice(image);
                 }
@@ -203,36 +207,31 @@ impl OpenCache<'_> {
         runs.iter().flat_map(of).collect()
     }
 
-    fn source(&self, layer: usize, run: RunCopy) -> Source<'_> {
+    fn source(&self, layer: usize, run: RunCopy, plane: PlaneKind) -> Source<'_> {
         let head = &self.layers[layer].heads[run.kv_head];
         let (index, row) = head.find(run.from);
         let segment = &head.segments[index];
         let store: &KvStore = self.store;
-        let tile = segment.tile(store, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
-        Source { segment, row, keys: tile.keys, values: tile.values }
+        Source { segment, row, stored: segment.stored(store, plane, row) }
     }
 
-    /// For each tile that runs are copied to, its runs and its blocks, ready to be written; the rows get their positions.
-    fn own_targets<'r>(
-        &mut self,
-        layer: usize,
-        len: usize,
-        runs: &'r [RunCopy],
-    ) -> Result<Vec<(&'r [RunCopy], [Block; 2])>, CacheError> {
-        let same =
-            |a: &RunCopy, b: &RunCopy| (a.kv_head, a.to / TILE_TOKENS) == (b.kv_head, b.to / TILE_TOKENS);
-        let mut targets = Vec::new();
-        for block in runs.chunk_by(same) {
-            let head = &mut self.layers[layer].heads[block[0].kv_head];
+    /// The tiles that runs are copied to, ready to be written; the rows get their positions.
+    fn own_targets(&mut self, layer: usize, len: usize, runs: &[RunCopy]) -> Result<Vec<Target>, CacheError> {
+        let place = |run: &RunCopy| (run.kv_head, run.to / TILE_TOKENS);
+        let mut targets: Vec<Target> = Vec::new();
+        for of_tile in runs.chunk_by(|a, b| place(a) == place(b)) {
+            let head = &mut self.layers[layer].heads[of_tile[0].kv_head];
+            let start = targets.last().map_or(0, |last| last.runs.end);
             let copies = head.copies.last_mut().expect("a head with copies");
-            targets.push((block, copies.own(self.store, block[0].to)?));
-            for run in block {
+            targets.push(Target {
+                runs: start..start + of_tile.len(),
+                blocks: copies.own(self.store, of_tile[0].to)?,
+            });
+            for run in of_tile {
                 let (index, row) = head.find(run.from);
-                for offset in 0..len {
-                    let position = head.segments[index].position(row + offset);
-                    let copies = head.copies.last_mut().expect("a head with copies");
-                    copies.set_position(run.to + offset, position);
-                }
+                let first = head.segments[index].position(row);
+                let copies = head.copies.last_mut().expect("a head with copies");
+                (0..len).for_each(|offset| copies.set_position(run.to + offset, first + offset as u32));
             }
         }
         Ok(targets)
@@ -249,7 +248,7 @@ impl Source<'_> {
     fn key_image(&self, shape: TileShape, len: usize, angles: &[(f32, f32)], out: &mut [u32]) {
         let dim = shape.key_dim;
         let mut keys = vec![0f32; len * dim];
-        read(self.keys, PlaneKind::Keys, shape, self.rows(len), &mut keys);
+        read(self.stored, PlaneKind::Keys, shape, self.rows(len), &mut keys);
         if let KeyRotation::AtPosition(rotary) = self.segment.rotation() {
             let pairs = rotary.frequencies.len();
             for (row, key) in (self.row..).zip(keys.chunks_exact_mut(dim)) {
@@ -271,13 +270,13 @@ impl Source<'_> {
     /// The values of `len` rows as a plane has them, `[pair of rows][stride]` pairs of bf16.
     fn value_image(&self, shape: TileShape, len: usize, out: &mut [u32]) {
         let rows = self.rows(len);
-        if let StoredPlane::Rows(plane) = self.values {
+        if let StoredPlane::Rows(plane) = self.stored {
             let at = rows.start / 2 * shape.value_stride();
             out.copy_from_slice(&cast_slice(plane)[at..at + out.len()]);
             return;
         }
         let mut values = vec![0f32; len * shape.value_dim];
-        read(self.values, PlaneKind::Values, shape, rows, &mut values);
+        read(self.stored, PlaneKind::Values, shape, rows, &mut values);
         for (row, value) in values.chunks_exact(shape.value_dim).enumerate() {
             shape.write_row(PlaneKind::Values, cast_slice_mut(out), row, value);
         }

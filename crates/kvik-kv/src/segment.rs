@@ -235,6 +235,17 @@ impl Segment {
         }
     }
 
+    /// A plane of the tile that a row lies in, as it is stored.
+    pub(crate) fn stored<'a>(
+        &'a self,
+        blocks: &'a impl ReadBlocks,
+        plane: PlaneKind,
+        row: usize,
+    ) -> StoredPlane<'a> {
+        let len = blocks.store().layer(self.layer).tile().plane(plane).1;
+        self.planes_of(row)[plane as usize].stored(blocks, len)
+    }
+
     /// Whether its keys are rotated as they are stored.
     pub(crate) fn rotation(&self) -> &KeyRotation {
         &self.rotation

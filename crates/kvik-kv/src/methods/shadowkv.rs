@@ -173,8 +173,15 @@ pub struct ShadowKv {
     /// Per layer; `None` while it is as it was.
     layers: Vec<Option<Layer>>,
     /// Rotations that layers have, and their angles at every position that is rebuilt.
-    angles: Vec<(Arc<Rotary>, Arc<Vec<(f32, f32)>>)>,
+    angles: Vec<Angles>,
     traffic: Arc<Traffic>,
+}
+
+#[derive(Clone)]
+struct Angles {
+    rotary: Arc<Rotary>,
+    /// `[positions, pairs]`.
+    table: Arc<Vec<(f32, f32)>>,
 }
 
 #[derive(Clone)]
@@ -442,19 +449,20 @@ impl ShadowKv {
 
     /// Angles of a rotation, as far as they are known.
     fn angles(&self, rotary: &Arc<Rotary>) -> &[(f32, f32)] {
-        let known = self.angles.iter().find(|(known, _)| same(known, rotary));
-        known.map_or(&[], |(_, angles)| angles)
+        let known = self.angles.iter().find(|known| same(&known.rotary, rotary));
+        known.map_or(&[], |known| &known.table)
     }
 
     /// Computes the angles at `positions` positions for every rotation.
     fn know_angles(&mut self, cache: &OpenCache<'_>, layers: &[usize], positions: usize) {
         for rotary in layers.iter().filter_map(|&layer| cache.rotary(layer)) {
             let pairs = rotary.frequencies.len();
-            let index = self.angles.iter().position(|(known, _)| same(known, &rotary)).unwrap_or_else(|| {
-                self.angles.push((Arc::clone(&rotary), Arc::default()));
-                self.angles.len() - 1
-            });
-            let angles = Arc::make_mut(&mut self.angles[index].1);
+            let index =
+                self.angles.iter().position(|known| same(&known.rotary, &rotary)).unwrap_or_else(|| {
+                    self.angles.push(Angles { rotary: Arc::clone(&rotary), table: Arc::default() });
+                    self.angles.len() - 1
+                });
+            let angles = Arc::make_mut(&mut self.angles[index].table);
             let known = angles.len() / pairs.max(1);
             if known < positions {
                 angles.reserve_exact((positions - known) * pairs);
@@ -545,7 +553,7 @@ impl Method for ShadowKv {
             let heads = layer.heads.iter().map(Head::bytes);
             parts.sum::<usize>() + heads.sum::<usize>()
         });
-        let angles = self.angles.iter().map(|(_, angles)| size_of_val(&angles[..]));
+        let angles = self.angles.iter().map(|known| size_of_val(&known.table[..]));
         layers.sum::<usize>() + angles.sum::<usize>()
     }
 
