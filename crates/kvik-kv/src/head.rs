@@ -80,7 +80,7 @@ impl HeadCache {
     }
 
     /// The planes of all tiles that were not given back.
-    pub(crate) fn planes(&self) -> impl Iterator<Item = &[Plane; 2]> {
+    pub(crate) fn planes(&self) -> impl Iterator<Item = &[Plane; 2]> + Clone {
         self.segments.iter().flat_map(Segment::all_planes)
     }
 
@@ -102,7 +102,7 @@ impl HeadCache {
     }
 
     /// Blocks of the tiles that queries visit.
-    pub(crate) fn visited_blocks(&self) -> impl Iterator<Item = Block> {
+    pub(crate) fn visited_blocks(&self) -> impl Iterator<Item = Block> + Clone {
         let visited = self.visits.iter().flatten().filter_map(|&tile| self.tile_planes(tile as usize));
         let all = self.visits.is_none().then(|| self.planes());
         let copies = self.visits.is_some().then(|| self.copies.iter().flat_map(Segment::all_planes));

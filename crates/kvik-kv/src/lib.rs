@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+mod basis;
 pub mod budget;
 mod copies;
 mod draw;
@@ -36,6 +37,7 @@ mod store;
 pub use kvik_kernels::attention::PlaneKind;
 
 pub use attend::{Sequences, attend};
+pub use basis::ValueBasis;
 pub use copies::RunCopy;
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;

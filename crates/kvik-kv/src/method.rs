@@ -4,7 +4,7 @@
 //! touch the model: they see the cache through [`OpenCache`], and rewrite its segments. One value of a method serves one
 //! sequence, so its fields are its parameters and whatever it has to remember of that sequence.
 
-use crate::{CacheError, Evidence, OpenCache, StepQueries};
+use crate::{CacheError, Evidence, LayerShape, OpenCache, StepQueries, ValueBasis};
 
 /// One method at work on one sequence.
 ///
@@ -15,9 +15,26 @@ pub trait Method: Send + Sync {
         Evidence::NONE
     }
 
+    /// True if [`Self::value_bases`] asks for something.
+    fn changes_weights(&self) -> bool {
+        false
+    }
+
+    /// The basis in which the values of each KV head of a layer are to be cached, `[kv_heads]`; `None` for the model's own. It is
+    /// built into the model's weights when they are loaded, and costs nothing from then on.
+    fn value_bases(&self, layer: usize, shape: LayerShape) -> Option<Vec<ValueBasis>> {
+        let _ = (layer, shape);
+        None
+    }
+
     /// True if [`Self::before_attention`] does something: only then are queries handed out.
     fn selects(&self) -> bool {
         false
+    }
+
+    /// False if it changes no row, so that a sequence can be cut back to any part of its prompt.
+    fn rewrites(&self) -> bool {
+        true
     }
 
     /// Before the queries of a step attend at `layer`, the step's own rows appended: what they will visit can be brought,

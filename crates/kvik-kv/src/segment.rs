@@ -404,7 +404,7 @@ impl Segment {
     }
 
     /// The planes of all tiles that were not given back, those that room was reserved in included.
-    pub(crate) fn all_planes(&self) -> impl Iterator<Item = &[Plane; 2]> {
+    pub(crate) fn all_planes(&self) -> impl Iterator<Item = &[Plane; 2]> + Clone {
         self.tiles.iter()
     }
 
@@ -551,9 +551,7 @@ impl Segment {
             return Ok(());
         }
         self.decode(store)?;
-        for block in blocks(&self.tiles) {
-            store.bring(block)?;
-        }
+        store.bring_all(blocks(&self.tiles))?;
         let shape = store.layer(self.layer).tile();
         let tiles = keep.len().div_ceil(TILE_TOKENS);
         for plane in PLANES {
@@ -824,12 +822,12 @@ impl Plane {
     }
 
     /// Its blocks.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> + Clone + use<> {
         self.rows.into_iter().chain(self.encoded.as_ref().map(|encoded| encoded.block))
     }
 }
 
-fn blocks(tiles: &[[Plane; 2]]) -> impl Iterator<Item = Block> {
+fn blocks(tiles: &[[Plane; 2]]) -> impl Iterator<Item = Block> + Clone {
     tiles.iter().flatten().flat_map(Plane::blocks)
 }
 

@@ -109,12 +109,14 @@ impl SequenceCache {
     /// Takes the blocks for `tokens` more tokens at every layer and head.
     ///
     /// # Errors
-    /// [`CacheError::Full`] when the store has too few; blocks taken so far stay with the sequence.
+    /// [`CacheError::Full`] when the store has too few; blocks taken so far stay with the sequence. [`CacheError::Spill`] if the
+    /// last tile lies in a file and cannot be read; as for [`Self::bring_visited`].
     pub fn reserve(&mut self, store: &mut KvStore, tokens: usize) -> Result<(), CacheError> {
-        for head in self.layers.iter_mut().flat_map(|layer| &mut layer.heads) {
-            head.growing().reserve(store, tokens)?;
-        }
-        Ok(())
+        let mut heads = self.layers.iter_mut().flat_map(|layer| &mut layer.heads);
+        heads.try_for_each(|head| head.growing().reserve(store, tokens)).map_err(|error| match error {
+            CacheError::Spill(_) => self.spoilt(error),
+            error => error,
+        })
     }
 
     /// Writes the rows of new tokens at `layer`, at the positions that follow the committed ones.
@@ -198,20 +200,21 @@ impl SequenceCache {
     /// of a pass, for what sequences share moves for all of them.
     ///
     /// # Errors
-    /// [`CacheError::Spill`] if something cannot be read.
-    pub fn bring_visited(&self, store: &mut KvStore, layer: usize) -> Result<(), CacheError> {
+    /// [`CacheError::Spill`] if something cannot be read. The sequence is then forgotten when it is next cut.
+    pub fn bring_visited(&mut self, store: &mut KvStore, layer: usize) -> Result<(), CacheError> {
         if !store.has_away() {
             return Ok(());
         }
         let heads = &self.layers[layer].heads;
-        heads.iter().flat_map(HeadCache::visited_blocks).try_for_each(|block| store.bring(block))
+        let brought = store.bring_all(heads.iter().flat_map(HeadCache::visited_blocks));
+        brought.map_err(|error| self.spoilt(error))
     }
 
     /// Takes in what the methods want to know of the rows that have just attended at `layer`; `log_sum_exp` is
     /// `[rows, heads]`.
     ///
     /// # Errors
-    /// [`CacheError::Spill`] if keys that were not visited lie in a file and cannot be read.
+    /// [`CacheError::Spill`] if keys that were not visited lie in a file and cannot be read; as for [`Self::bring_visited`].
     pub fn observe(
         &mut self,
         pool: &ThreadPool,
@@ -226,7 +229,9 @@ impl SequenceCache {
         if self.evidence.window > 0 && queries.phase == Phase::Prefill {
             self.window[layer].push(&queries, log_sum_exp, self.evidence.window);
         }
-        evidence::gather(pool, store, &mut self.layers[layer].heads, self.evidence, &queries, log_sum_exp)
+        let heads = &mut self.layers[layer].heads;
+        let gathered = evidence::gather(pool, store, heads, self.evidence, &queries, log_sum_exp);
+        gathered.map_err(|error| self.spoilt(error))
     }
 
     /// Counts the `tokens` that were appended at every layer, gives back what sliding windows have left behind, and lets the
@@ -274,7 +279,9 @@ impl SequenceCache {
         let result = self.open(pool, store, prompt_tokens, |method, cache| method.end_of_prompt(cache, turn));
         self.window.iter_mut().for_each(WindowQueries::clear);
         self.turns += 1;
-        self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+        if self.methods.iter().any(|method| method.rewrites()) {
+            self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+        }
         self.prompt_tokens = 0;
         store.trim();
         result
@@ -301,15 +308,19 @@ impl SequenceCache {
             };
             let result = hook(&mut **method, &mut cache);
             if let Err(error) = result.and(cache.unread.take().map_or(Ok(()), Err)) {
-                // Rows may be missing: what is left serves no query, and is forgotten when the sequence is next cut. What could
-                // not be written to a file is still in RAM.
-                if !matches!(error, CacheError::Spill(SpillError::Write { .. })) {
-                    self.rewritten_tokens = usize::MAX;
-                }
-                return Err(error);
+                return Err(self.spoilt(error));
             }
         }
         Ok(())
+    }
+
+    /// After an error rows may be missing: what is left serves no query, and is forgotten when the sequence is next cut. What could
+    /// not be written to a file is still in RAM.
+    fn spoilt(&mut self, error: CacheError) -> CacheError {
+        if !matches!(error, CacheError::Spill(SpillError::Write { .. })) {
+            self.rewritten_tokens = usize::MAX;
+        }
+        error
     }
 
     /// Forgets all tokens from position `len` on, those of a step that was not committed included. Returns how many

@@ -4,31 +4,50 @@
 //! memory of its own, as a copy of its slot: taking it out again writes nothing. Whoever wants to write gets it back into its
 //! pool first ([`KvStore::owned`]), and the slot is given up. All holders of a block share its place.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use kvik_memory::{HeapBlock, Owner, ReadAhead, Slot, SpillError, SpillFile, Wish};
+use kvik_memory::{HeapBlock, Owner, ReadAhead, Slot, SlotRead, SpillError, SpillFile};
 
 use crate::store::{Block, CacheError, KvStore, Place};
+
+/// Blocks that are read ahead together, and handed over together.
+const BATCH: usize = 64;
 
 /// Where blocks lie that are not in their pools.
 #[derive(Default)]
 pub(crate) struct Spilled {
-    /// Of blocks that a file holds, whether or not RAM does too.
-    slots: HashMap<Block, Slot>,
+    /// By the blocks' handles; as long as the highest handle that ever left its pool.
+    homes: Vec<Home>,
     /// Blocks that were read back, by the index in [`Place::Loose`].
     loose: Vec<Option<HeapBlock>>,
     free_loose: Vec<u32>,
     /// Blocks that only a file holds.
     away: usize,
-    /// Blocks that are being read ahead, and their wishes.
-    wished: HashMap<Block, u64>,
-    next_wish: u64,
+    /// What is being read ahead.
+    batches: HashMap<u64, Batch>,
+    next_batch: u64,
     ahead: Option<ReadAhead>,
-    /// Bytes of `loose` and `wished`.
+    /// Bytes of `loose`, and of blocks that are being read.
     ram_bytes: usize,
     file_bytes: usize,
-    /// Blocks of memory to read into, by length.
-    spare: HashMap<usize, Vec<HeapBlock>>,
+    /// Blocks of memory to read into, by their length.
+    spare: BTreeMap<usize, Vec<HeapBlock>>,
+}
+
+/// What a block has outside its pool.
+#[derive(Default)]
+struct Home {
+    /// The copy in a file, whether or not RAM has it too.
+    slot: Option<Slot>,
+    /// The batch that it is being read with.
+    batch: Option<u64>,
+}
+
+/// Blocks that are being read.
+struct Batch {
+    blocks: Vec<Block>,
+    /// How many of them are still wanted.
+    wanted: usize,
 }
 
 impl Spilled {
@@ -42,11 +61,39 @@ impl Spilled {
 
     /// Bytes of files that hold `block`.
     pub(crate) fn file_bytes_of(&self, block: Block) -> usize {
-        self.slots.get(&block).map_or(0, |slot| slot.file_bytes() as usize)
+        self.slot(block).map_or(0, |slot| slot.file_bytes() as usize)
     }
 
     pub(crate) fn loose(&self, index: u32) -> &[u8] {
         self.loose[index as usize].as_ref().expect("a place that is in use holds a block")
+    }
+
+    fn slot(&self, block: Block) -> Option<&Slot> {
+        self.homes.get(block.index())?.slot.as_ref()
+    }
+
+    /// The slot of a block that is in a file only.
+    fn slot_away(&self, block: Block) -> &Slot {
+        self.slot(block).expect("a block that is not in RAM has a slot")
+    }
+
+    fn is_being_read(&self, block: Block) -> bool {
+        self.homes.get(block.index()).is_some_and(|home| home.batch.is_some())
+    }
+
+    fn set_slot(&mut self, block: Block, slot: Slot) {
+        if self.homes.len() <= block.index() {
+            self.homes.resize_with(block.index() + 1, Home::default);
+        }
+        self.file_bytes += slot.file_bytes() as usize;
+        self.homes[block.index()].slot = Some(slot);
+    }
+
+    /// Gives up what a file holds of `block`.
+    fn forget_slot(&mut self, block: Block) {
+        if let Some(slot) = self.homes.get_mut(block.index()).and_then(|home| home.slot.take()) {
+            self.file_bytes -= slot.file_bytes() as usize;
+        }
     }
 
     fn space(&mut self, bytes: usize) -> HeapBlock {
@@ -76,30 +123,25 @@ impl Spilled {
         Place::Loose(index)
     }
 
-    /// Gives up what a file holds of `block`.
-    fn forget_slot(&mut self, block: Block) {
-        if !self.slots.is_empty()
-            && let Some(slot) = self.slots.remove(&block)
-        {
-            self.file_bytes -= slot.file_bytes() as usize;
+    /// Says that a block, of `bytes`, need not be read any more.
+    fn forget_read(&mut self, block: Block, bytes: usize) {
+        let Some(id) = self.homes.get_mut(block.index()).and_then(|home| home.batch.take()) else { return };
+        self.ram_bytes -= bytes;
+        let batch = self.batches.get_mut(&id).expect("a block is read with a batch");
+        batch.wanted -= 1;
+        if batch.wanted == 0 {
+            self.batches.remove(&id);
+            self.ahead.iter().for_each(|ahead| ahead.cancel(id));
         }
     }
 
-    /// Gives up a block that is being read ahead; `bytes` is its length.
-    fn forget_wish(&mut self, block: Block, bytes: usize) {
-        if let (Some(id), Some(ahead)) = (self.wished.remove(&block), &self.ahead) {
-            ahead.cancel(id);
-            self.ram_bytes -= bytes;
-        }
-    }
-
-    /// Frees all that a block at `place` has outside its pool.
+    /// Frees all that a block at `place`, of `bytes`, has outside its pool.
     pub(crate) fn release(&mut self, block: Block, place: Place, bytes: usize) {
         match place {
             Place::Pool(_) => {}
             Place::Loose(index) => self.free_loose(index),
             Place::Away => {
-                self.forget_wish(block, bytes);
+                self.forget_read(block, bytes);
                 self.away -= 1;
             }
         }
@@ -110,7 +152,7 @@ impl Spilled {
     pub(crate) fn trim(&mut self) {
         self.spare.clear();
         let mut trimmed: Vec<&SpillFile> = Vec::new();
-        for slot in self.slots.values() {
+        for slot in self.homes.iter().filter_map(|home| home.slot.as_ref()) {
             if !trimmed.iter().any(|file| file.is(slot.file())) {
                 slot.file().trim();
                 trimmed.push(slot.file());
@@ -131,7 +173,7 @@ impl KvStore {
 
     /// True if RAM is taken for a block: it is there, or being read.
     pub(crate) fn takes_ram(&self, block: Block) -> bool {
-        self.is_in_ram(block) || self.spilled.wished.contains_key(&block)
+        self.is_in_ram(block) || self.spilled.is_being_read(block)
     }
 
     /// Takes a block out of RAM; `file` gets it, unless a file holds it already.
@@ -143,10 +185,9 @@ impl KvStore {
         if let Place::Away = entry.place {
             return Ok(());
         }
-        if !self.spilled.slots.contains_key(&block) {
+        if self.spilled.slot(block).is_none() {
             let slot = file.write(self.bytes(block))?;
-            self.spilled.file_bytes += slot.file_bytes() as usize;
-            self.spilled.slots.insert(block, slot);
+            self.spilled.set_slot(block, slot);
         }
         match entry.place {
             Place::Pool(id) => self.pools[entry.class.0 as usize].give_back(id),
@@ -160,22 +201,46 @@ impl KvStore {
 
     /// Has those of `blocks` that are not in RAM read, without waiting for them.
     pub(crate) fn prefetch(&mut self, blocks: impl Iterator<Item = Block>) {
-        let mut wishes = Vec::new();
+        let mut missing: Vec<Block> = Vec::new();
         for block in blocks {
-            if self.is_in_ram(block) || self.spilled.wished.contains_key(&block) {
-                continue;
+            if !self.takes_ram(block) {
+                // Marked at once, for it may come twice.
+                self.spilled.homes[block.index()].batch =
+                    Some(self.spilled.next_batch + (missing.len() / BATCH) as u64);
+                missing.push(block);
             }
-            let bytes = self.block_bytes(block);
-            let space = self.spilled.space(bytes);
-            let id = self.spilled.next_wish;
-            self.spilled.next_wish += 1;
-            wishes.push(Wish { id, slot: self.spilled.slots[&block].reader(), space });
-            self.spilled.ram_bytes += bytes;
-            self.spilled.wished.insert(block, id);
         }
-        if !wishes.is_empty() {
-            self.spilled.ahead.get_or_insert_with(ReadAhead::start).wish(wishes);
+        if missing.is_empty() {
+            return;
         }
+        let mut wishes = Vec::with_capacity(missing.len().div_ceil(BATCH));
+        for blocks in missing.chunks(BATCH) {
+            let reads: Vec<SlotRead> = blocks.iter().map(|&block| self.read_of(block)).collect();
+            let batch = Batch { wanted: blocks.len(), blocks: blocks.to_vec() };
+            self.spilled.batches.insert(self.spilled.next_batch, batch);
+            wishes.push((self.spilled.next_batch, reads));
+            self.spilled.next_batch += 1;
+        }
+        self.spilled.ahead.get_or_insert_with(ReadAhead::start).wish(wishes);
+    }
+
+    fn read_of(&mut self, block: Block) -> SlotRead {
+        let bytes = self.block_bytes(block);
+        let space = self.spilled.space(bytes);
+        self.spilled.ram_bytes += bytes;
+        self.spilled.slot_away(block).to_read(space)
+    }
+
+    /// Brings blocks into RAM, those that are not there.
+    ///
+    /// # Errors
+    /// As for [`Self::bring`].
+    pub(crate) fn bring_all(
+        &mut self,
+        blocks: impl Iterator<Item = Block> + Clone,
+    ) -> Result<(), CacheError> {
+        self.prefetch(blocks.clone());
+        blocks.into_iter().try_for_each(|block| self.bring(block))
     }
 
     /// Brings a block into RAM, if it is not there.
@@ -186,24 +251,50 @@ impl KvStore {
         if self.is_in_ram(block) {
             return Ok(());
         }
+        if let Some(batch) = self.spilled.homes[block.index()].batch {
+            return self.receive(batch, block);
+        }
         let bytes = self.block_bytes(block);
-        let spilled = &mut self.spilled;
-        let read = match (spilled.wished.remove(&block), &spilled.ahead) {
-            (Some(id), Some(ahead)) => {
-                spilled.ram_bytes -= bytes;
-                ahead.take(id)?
-            }
-            _ => {
-                let mut space = spilled.space(bytes);
-                spilled.slots[&block].read(&mut space)?;
-                space
-            }
-        };
-        spilled.ram_bytes += bytes;
-        spilled.away -= 1;
-        let place = spilled.put_loose(read);
-        self.entry_mut(block).place = place;
+        let mut space = self.spilled.space(bytes);
+        self.spilled.slot_away(block).read(&mut space)?;
+        self.spilled.ram_bytes += bytes;
+        self.arrive(block, space);
         Ok(())
+    }
+
+    /// Takes over the blocks of a batch, of which `awaited` is one. What is wrong with the others is found when they are brought.
+    fn receive(&mut self, id: u64, awaited: Block) -> Result<(), CacheError> {
+        let (Some(batch), Some(ahead)) = (self.spilled.batches.remove(&id), &self.spilled.ahead) else {
+            unreachable!("a block is read with a batch");
+        };
+        let mut result = Ok(());
+        for (block, read) in batch.blocks.into_iter().zip(ahead.take(id)) {
+            // A block that was given up meanwhile may have been followed by another of the same name.
+            let wanted = self.spilled.homes[block.index()].batch == Some(id);
+            match read {
+                Ok(space) if wanted => {
+                    self.spilled.homes[block.index()].batch = None;
+                    self.arrive(block, space);
+                }
+                Ok(space) => self.spilled.keep_space(space),
+                Err(error) if wanted => {
+                    self.spilled.homes[block.index()].batch = None;
+                    self.spilled.ram_bytes -= self.block_bytes(block);
+                    if block == awaited {
+                        result = Err(error.into());
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        result
+    }
+
+    /// Says where the bytes of a block are that was read.
+    fn arrive(&mut self, block: Block, space: HeapBlock) {
+        self.spilled.away -= 1;
+        let place = self.spilled.put_loose(space);
+        self.entry_mut(block).place = place;
     }
 
     /// Brings a block, which has one holder, into its pool, to be written: no file holds it any more.
@@ -268,7 +359,7 @@ impl<'a> Glance<'a> {
             longest = store.pools.iter().map(|pool| pool.block_bytes()).max().unwrap_or(0);
             for block in blocks.filter(|&block| !store.is_in_ram(block)) {
                 let mut space = HeapBlock::zeroed(store.block_bytes(block), Owner::KvCache);
-                let result: Result<(), SpillError> = store.spilled.slots[&block].read(&mut space);
+                let result: Result<(), SpillError> = store.spilled.slot_away(block).read(&mut space);
                 if let Err(error) = result {
                     space.fill(0);
                     failure.get_or_insert(CacheError::Spill(error));

@@ -68,6 +68,12 @@ pub enum CacheError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Block(u32);
 
+impl Block {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Index of the pool that holds blocks of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SizeClass(pub(crate) u16);

@@ -140,7 +140,7 @@ impl Model {
             for (index, cache) in caches.iter_mut().enumerate() {
                 cache.before_attention(pool, store, layer, step_of(index))?;
             }
-            for cache in caches.iter() {
+            for cache in caches.iter_mut() {
                 cache.bring_visited(store, layer)?;
             }
             let mut out = vec![0.0; positions.len() * HEADS * DIM];
@@ -197,7 +197,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => prop::collection::vec(1usize..200, 1..3).prop_map(Event::Prompt),
         4 => (1usize..12).prop_map(Event::Decode),
-        1 => (0usize..1000).prop_map(Event::Truncate),
+        2 => (0usize..1000).prop_map(Event::Truncate),
         2 => Just(Event::Fork),
         2 => Just(Event::Swap),
         1 => Just(Event::Drop),
@@ -251,13 +251,13 @@ fn play(pipeline: &str, events: &[Event]) -> (Vec<Vec<u32>>, usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
     fn whatever_happens_a_file_changes_no_bit(
         mut events in prop::collection::vec(event(), 1..10),
         methods in prop::sample::select(vec![
-            "", "kivi(residual=32)+", "streaming(budget=300)+", "snapkv(budget=150)+", "l2norm(budget=200)+",
+            "", "", "kivi(residual=32)+", "streaming(budget=300)+", "snapkv(budget=150)+", "l2norm(budget=200)+",
             "minicache(start=2,every=3)+", "random(budget=250)+", "snapkv(budget=400)+kivi(residual=32,bits=4)+",
         ]),
         ram in prop::sample::select(vec![0usize, 200_000, 500_000]),
@@ -590,7 +590,7 @@ fn a_flipped_bit_stops_the_step_and_the_sequence_begins_anew() {
     let error = model.step(&mut cache, 1, Phase::Decode).unwrap_err();
     assert!(matches!(error, CacheError::Spill(SpillError::Damaged { .. })), "{error}");
     assert!(error.to_string().contains("the folder") && error.to_string().contains("checksum"), "{error}");
-    assert_eq!(cache.truncate(&mut model.store, 0), 0);
+    assert_eq!(cache.len(), 0, "nothing is computed from what is left");
     model.step(&mut cache, 200, Phase::Prefill).unwrap();
     assert!(model.step(&mut cache, 1, Phase::Decode).unwrap() == want);
 }

@@ -27,5 +27,5 @@ pub use buffer::Buffer;
 pub use counters::Owner;
 pub use heap_block::HeapBlock;
 pub use mapped_file::MappedFile;
-pub use read_ahead::{ReadAhead, Wish};
-pub use spill_file::{Slot, SlotReader, SpillError, SpillFile};
+pub use read_ahead::ReadAhead;
+pub use spill_file::{Slot, SlotRead, SpillError, SpillFile};

@@ -1,7 +1,7 @@
 //! Reading blocks before they are needed, on a thread of its own.
 //!
-//! Whoever waits for a block meanwhile reads those that nobody has begun: nothing is slower than it would be without the
-//! thread.
+//! Blocks are wished for in batches. Whoever waits for a batch meanwhile reads those that nobody has begun: nothing is slower than
+//! it would be without the thread.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -9,19 +9,14 @@ use std::{
     thread::JoinHandle,
 };
 
-use crate::{HeapBlock, SlotReader, SpillError};
+use crate::{HeapBlock, SlotRead, SpillError};
 
-/// A block to be read: what to call it, from where, and the space for it.
-pub struct Wish {
-    /// Name, used once.
-    pub id: u64,
-    /// From where.
-    pub slot: SlotReader,
-    /// As long as the block that was written.
-    pub space: HeapBlock,
-}
+/// Name of a batch, used once.
+type BatchId = u64;
+/// What became of the blocks of a batch, in their order.
+type Blocks = Vec<Result<HeapBlock, SpillError>>;
 
-/// Reads blocks in the order in which they are wished for.
+/// Reads batches of blocks in the order in which they are wished for.
 pub struct ReadAhead {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -36,12 +31,12 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    wishes: VecDeque<Wish>,
+    wishes: VecDeque<(BatchId, Vec<SlotRead>)>,
     /// Being read right now.
-    reading: HashSet<u64>,
+    reading: HashSet<BatchId>,
     /// Being read, but not wished for any more.
-    unwanted: HashSet<u64>,
-    done: HashMap<u64, Result<HeapBlock, SpillError>>,
+    unwanted: HashSet<BatchId>,
+    done: HashMap<BatchId, Blocks>,
     closing: bool,
 }
 
@@ -54,49 +49,43 @@ impl ReadAhead {
         Self { shared, thread: thread.spawn(move || of_thread.serve()).ok() }
     }
 
-    /// Has blocks read.
-    pub fn wish(&self, wishes: Vec<Wish>) {
-        self.shared.lock().wishes.extend(wishes);
+    /// Has batches read, each under a name that is used once.
+    pub fn wish(&self, batches: impl IntoIterator<Item = (u64, Vec<SlotRead>)>) {
+        self.shared.lock().wishes.extend(batches);
         self.shared.wished.notify_one();
     }
 
-    /// A block that was wished for, as soon as it is there.
-    ///
-    /// # Errors
-    /// What went wrong with the reading.
+    /// The blocks of a batch that was wished for, in their order, as soon as they are there; or what went wrong with each.
     ///
     /// # Panics
     /// If nobody wished for it.
-    pub fn take(&self, id: u64) -> Result<HeapBlock, SpillError> {
+    pub fn take(&self, batch: u64) -> Vec<Result<HeapBlock, SpillError>> {
         let mut state = self.shared.lock();
         loop {
-            if let Some(block) = state.done.remove(&id) {
-                return block;
+            if let Some(blocks) = state.done.remove(&batch) {
+                return blocks;
             }
             state = match state.begin() {
-                Some(wish) => {
+                Some((other, reads)) => {
                     drop(state);
-                    self.shared.read(wish);
+                    self.shared.read(other, reads);
                     self.shared.lock()
                 }
                 None => {
-                    assert!(state.reading.contains(&id), "nobody wished for this block");
+                    assert!(state.reading.contains(&batch), "nobody wished for this batch");
                     self.shared.read.wait(state).unwrap_or_else(PoisonError::into_inner)
                 }
             };
         }
     }
 
-    /// Gives a wish up.
-    pub fn cancel(&self, id: u64) {
+    /// Gives a batch up.
+    pub fn cancel(&self, batch: u64) {
         let mut state = self.shared.lock();
-        if state.done.remove(&id).is_some() {
-            return;
-        }
-        if state.reading.contains(&id) {
-            state.unwanted.insert(id);
-        } else if let Some(index) = state.wishes.iter().position(|wish| wish.id == id) {
-            state.wishes.remove(index);
+        if state.reading.contains(&batch) {
+            state.unwanted.insert(batch);
+        } else if state.done.remove(&batch).is_none() {
+            state.wishes.retain(|(wished, _)| *wished != batch);
         }
     }
 }
@@ -115,11 +104,11 @@ impl Drop for ReadAhead {
 }
 
 impl State {
-    /// The next block to read.
-    fn begin(&mut self) -> Option<Wish> {
-        let wish = self.wishes.pop_front()?;
-        self.reading.insert(wish.id);
-        Some(wish)
+    /// The next batch to read.
+    fn begin(&mut self) -> Option<(BatchId, Vec<SlotRead>)> {
+        let (batch, reads) = self.wishes.pop_front()?;
+        self.reading.insert(batch);
+        Some((batch, reads))
     }
 }
 
@@ -133,9 +122,9 @@ impl Shared {
         let mut state = self.lock();
         while !state.closing {
             state = match state.begin() {
-                Some(wish) => {
+                Some((batch, reads)) => {
                     drop(state);
-                    self.read(wish);
+                    self.read(batch, reads);
                     self.lock()
                 }
                 None => self.wished.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -143,13 +132,13 @@ impl Shared {
         }
     }
 
-    /// Reads a block whose reading was begun.
-    fn read(&self, Wish { id, slot, mut space }: Wish) {
-        let result = slot.read(&mut space).map(|()| space);
+    /// Reads a batch whose reading was begun.
+    fn read(&self, batch: BatchId, reads: Vec<SlotRead>) {
+        let blocks = SlotRead::all(reads);
         let mut state = self.lock();
-        state.reading.remove(&id);
-        if !state.unwanted.remove(&id) {
-            state.done.insert(id, result);
+        state.reading.remove(&batch);
+        if !state.unwanted.remove(&batch) {
+            state.done.insert(batch, blocks);
             self.read.notify_all();
         }
     }
@@ -161,23 +150,23 @@ mod tests {
     use crate::{Owner, SpillFile};
 
     #[test]
-    fn blocks_arrive_in_any_order_of_taking_and_cancelled_ones_leave_nothing() {
+    fn batches_arrive_in_any_order_of_taking_and_cancelled_ones_leave_nothing() {
         let file = SpillFile::in_folder(&std::env::temp_dir()).unwrap();
         let slots: Vec<_> = (0..200u8).map(|i| file.write(&[i; 4096]).unwrap()).collect();
         let ahead = ReadAhead::start();
-        let wish = |round: u64, i: usize| Wish {
-            id: round * 1000 + i as u64,
-            slot: slots[i].reader(),
-            space: HeapBlock::zeroed(4096, Owner::Scratch),
-        };
         for round in 0..20u64 {
-            ahead.wish((0..200).map(|i| wish(round, i)).collect());
-            let (taken, cancelled): (Vec<usize>, Vec<usize>) =
-                (0..200).map(|i| i * 77 % 200).partition(|i| i % 3 > 0);
-            cancelled.iter().for_each(|&i| ahead.cancel(round * 1000 + i as u64));
-            for i in taken {
-                let block = ahead.take(round * 1000 + i as u64).unwrap();
-                assert!(block.iter().all(|&byte| byte == i as u8));
+            ahead.wish((0..50).map(|batch| {
+                let reads = slots[4 * batch..][..4].iter();
+                let reads = reads.map(|slot| slot.to_read(HeapBlock::zeroed(4096, Owner::Scratch)));
+                (100 * round + batch as u64, reads.collect())
+            }));
+            let (taken, cancelled): (Vec<u64>, Vec<u64>) =
+                (0..50).map(|i| i * 17 % 50).partition(|i| i % 3 > 0);
+            cancelled.iter().for_each(|&batch| ahead.cancel(100 * round + batch));
+            for batch in taken {
+                for (index, block) in ahead.take(100 * round + batch).into_iter().enumerate() {
+                    assert!(block.unwrap().iter().all(|&byte| byte as u64 == 4 * batch + index as u64));
+                }
             }
         }
         loop {

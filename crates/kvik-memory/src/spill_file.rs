@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io,
+    io::{self, IoSliceMut},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,10 +16,14 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::HeapBlock;
+
 /// Slots begin at a multiple of this.
 const ALIGNMENT: u64 = 64;
 /// What a file system gives back: whole pieces of this many bytes.
 const PAGE_BYTES: u64 = 4096;
+/// Blocks that one call reads at most; the system's own limit is not lower.
+const MOST_AT_ONCE: usize = 64;
 
 /// What went wrong with a spill file.
 #[derive(Debug, thiserror::Error)]
@@ -91,12 +95,12 @@ pub struct Slot {
     checksum: u64,
 }
 
-/// What it takes to read a slot, apart from the slot. A read that was begun before the slot was dropped may fail.
-#[derive(Clone)]
-pub struct SlotReader {
+/// A slot to be read, and the space for its block. A slot that is dropped meanwhile reads as damaged, or not at all.
+pub struct SlotRead {
     file: SpillFile,
     offset: u64,
     checksum: u64,
+    space: HeapBlock,
 }
 
 impl SpillFile {
@@ -173,6 +177,21 @@ impl SpillFile {
         });
     }
 
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), SpillError> {
+        self.0.file.read_exact_at(out, offset).map_err(|source| SpillError::Read {
+            folder: self.0.folder.clone(),
+            bytes: out.len(),
+            source,
+        })
+    }
+
+    fn check(&self, offset: u64, checksum: u64, block: &[u8]) -> Result<(), SpillError> {
+        if xxh3_64(block) == checksum {
+            return Ok(());
+        }
+        Err(SpillError::Damaged { folder: self.0.folder.clone(), bytes: block.len(), offset })
+    }
+
     /// Makes a hole of the whole pages inside a run, where the system can.
     fn punch(&self, (start, end): (u64, u64)) {
         let (first, end) = (start.next_multiple_of(PAGE_BYTES), end / PAGE_BYTES * PAGE_BYTES);
@@ -228,12 +247,13 @@ impl Slot {
     /// # Errors
     /// [`SpillError::Read`] or [`SpillError::Damaged`].
     pub fn read(&self, out: &mut [u8]) -> Result<(), SpillError> {
-        read(&self.file, self.offset, self.checksum, out)
+        self.file.read(self.offset, out)?;
+        self.file.check(self.offset, self.checksum, out)
     }
 
-    /// What it takes to read the block elsewhere.
-    pub fn reader(&self) -> SlotReader {
-        SlotReader { file: self.file.clone(), offset: self.offset, checksum: self.checksum }
+    /// What it takes to read the block elsewhere, into a `space` as long as what was written.
+    pub fn to_read(&self, space: HeapBlock) -> SlotRead {
+        SlotRead { file: self.file.clone(), offset: self.offset, checksum: self.checksum, space }
     }
 }
 
@@ -251,25 +271,35 @@ impl Drop for Slot {
     }
 }
 
-impl SlotReader {
-    /// As [`Slot::read`].
-    ///
-    /// # Errors
-    /// As for [`Slot::read`].
-    pub fn read(&self, out: &mut [u8]) -> Result<(), SpillError> {
-        read(&self.file, self.offset, self.checksum, out)
+impl SlotRead {
+    /// Reads several slots; those that follow each other in their file in one call of the system.
+    pub fn all(mut reads: Vec<Self>) -> Vec<Result<HeapBlock, SpillError>> {
+        let mut results = Vec::with_capacity(reads.len());
+        let follows = |a: &Self, b: &Self| a.file.is(&b.file) && a.offset + a.space.len() as u64 == b.offset;
+        for run in reads.chunk_by_mut(follows) {
+            for run in run.chunks_mut(MOST_AT_ONCE) {
+                let at_once = Self::run(run);
+                results.extend(run.iter_mut().map(|read| {
+                    if !at_once {
+                        read.file.read(read.offset, &mut read.space)?;
+                    }
+                    read.file.check(read.offset, read.checksum, &read.space)
+                }));
+            }
+        }
+        let blocks = reads.into_iter().map(|read| read.space);
+        blocks.zip(results).map(|(block, result)| result.map(|()| block)).collect()
     }
-}
 
-fn read(file: &SpillFile, offset: u64, checksum: u64, out: &mut [u8]) -> Result<(), SpillError> {
-    let (folder, bytes) = (&file.0.folder, out.len());
-    if let Err(source) = file.0.file.read_exact_at(out, offset) {
-        return Err(SpillError::Read { folder: folder.clone(), bytes, source });
+    /// Reads slots that follow each other, and says whether that was possible.
+    fn run(run: &mut [Self]) -> bool {
+        let [first, _, ..] = run else { return false };
+        let (file, offset) = (first.file.clone(), first.offset);
+        let bytes: usize = run.iter().map(|read| read.space.len()).sum();
+        let mut spaces: Vec<IoSliceMut<'_>> =
+            run.iter_mut().map(|read| IoSliceMut::new(&mut read.space)).collect();
+        rustix::io::preadv(&file.0.file, &mut spaces, offset).is_ok_and(|read| read == bytes)
     }
-    if xxh3_64(out) != checksum {
-        return Err(SpillError::Damaged { folder: folder.clone(), bytes, offset });
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -328,6 +358,30 @@ mod tests {
         }
         drop((slots, more));
         assert_eq!((file.used_bytes(), handle.metadata().unwrap().len()), (0, 0));
+    }
+
+    #[test]
+    fn several_blocks_are_read_at_once_and_each_is_checked() {
+        use crate::Owner;
+        let file = tempfile::tempfile().unwrap();
+        let handle = file.try_clone().unwrap();
+        let file = SpillFile::from_file(file, Path::new("here"));
+        let mut slots: Vec<Slot> = (0..150).map(|i| file.write(&block(i, 4096)).unwrap()).collect();
+        slots.swap(3, 70);
+        slots.remove(20);
+        handle.write_all_at(&[0xff; 2], slots[100].offset + 9).unwrap();
+        let reads = slots.iter().map(|slot| slot.to_read(HeapBlock::zeroed(4096, Owner::Scratch))).collect();
+        for (index, (result, slot)) in SlotRead::all(reads).into_iter().zip(&slots).enumerate() {
+            match result {
+                Ok(read) => assert!(index != 100 && *read == block((slot.offset / 4096) as u8, 4096)[..]),
+                Err(error) => assert!(index == 100 && matches!(error, SpillError::Damaged { .. }), "{error}"),
+            }
+        }
+        // The file ends inside a run: what is there is still read.
+        handle.set_len(140 * 4096).unwrap();
+        let reads = slots.iter().map(|slot| slot.to_read(HeapBlock::zeroed(4096, Owner::Scratch))).collect();
+        let read = SlotRead::all(reads).iter().filter(|result| result.is_ok()).count();
+        assert_eq!(read, 138);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod kivi;
 mod lab;
 mod minicache;
 mod record;
+mod scbench;
 mod snapkv;
 mod tier;
 
@@ -42,7 +43,7 @@ pub trait Experiment: Sync {
 
 /// Every experiment, by name.
 pub const EXPERIMENTS: &[&dyn Experiment] =
-    &[&kivi::Kivi, &minicache::MiniCache, &snapkv::SnapKv, &tier::Tier];
+    &[&kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv, &tier::Tier];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]

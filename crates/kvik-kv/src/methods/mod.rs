@@ -1,5 +1,6 @@
 //! Every method, one file each. A new one is a file here, its name in the first list and its `INFO` in the second.
 
+pub mod hadamard;
 pub mod kivi;
 pub mod l2norm;
 pub mod minicache;
@@ -13,6 +14,7 @@ use crate::{MethodInfo, pipeline::registry::Apart};
 
 /// All methods, by name.
 pub static METHODS: &[&MethodInfo] = &[
+    &hadamard::INFO,
     &kivi::INFO,
     &l2norm::INFO,
     &minicache::INFO,

@@ -172,6 +172,10 @@ impl Method for Tier {
         true
     }
 
+    fn rewrites(&self) -> bool {
+        false
+    }
+
     fn before_attention(
         &mut self,
         cache: &mut OpenCache<'_>,

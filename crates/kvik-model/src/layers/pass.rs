@@ -170,7 +170,7 @@ impl<'a, 'b> Pass<'a, 'b> {
                 self.failure = seen.err();
             }
         }
-        for span in self.spans.iter() {
+        for span in self.spans.iter_mut() {
             if self.failure.is_none() {
                 self.failure = span.cache.bring_visited(self.store, layer).err();
             }

@@ -139,7 +139,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => Journal::in_memory(),
     };
 
-    let mut loaded = args.load.with(SESSIONS, Pipeline::full())?;
+    let mut loaded = args.load.with(SESSIONS, args.kv.first().cloned().unwrap_or_default())?;
     let settings = Settings {
         model: loaded.name(),
         question: match args.question {
