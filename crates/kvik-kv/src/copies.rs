@@ -17,6 +17,8 @@ use crate::{
 
 /// Tokens whose keys lie side by side in the kernels' layout.
 const GROUP_TOKENS: usize = 16;
+/// Runs that a thread copies at a time: some microseconds.
+const GRAIN: usize = 8;
 
 /// A run of rows to be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,12 +153,12 @@ impl OpenCache<'_> {
         let (key_words, value_words) = (len * shape.key_pairs(), len / 2 * shape.value_stride());
         let mut keys = vec![0u32; runs.len() * key_words];
         self.bring_plane(layer, runs, PlaneKind::Keys)?;
-        self.pool.for_each_row(&mut keys, key_words, |index, out| {
+        self.pool.for_each_row_in(&mut keys, key_words, GRAIN, |index, out| {
             self.source(layer, runs[index], PlaneKind::Keys).key_image(shape, len, angles, out);
         });
         let mut values = vec![0u32; runs.len() * value_words];
         self.bring_plane(layer, runs, PlaneKind::Values)?;
-        self.pool.for_each_row(&mut values, value_words, |index, out| {
+        self.pool.for_each_row_in(&mut values, value_words, GRAIN, |index, out| {
             self.source(layer, runs[index], PlaneKind::Values).value_image(shape, len, out);
         });
         let targets = self.own_targets(layer, len, runs)?;

@@ -6,28 +6,17 @@
 //! of which there are many more than dimensions, and it squares the condition number: directions whose singular value is below
 //! about 1e-4 of the largest are mixed with each other. What is stored in bf16 does not see that.
 
+use kvik_kernels::products;
+
 /// Numbers that are summed in f32 before the sum goes on in f64.
 const RUN: usize = 256;
-/// Accumulators of a product.
-const LANES: usize = 16;
-
-/// Sum of the products of two slices of one length.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; LANES];
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a_lanes.remainder().iter().zip(b_lanes.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_lanes.zip(b_lanes) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    sums.iter().sum::<f32>() + rest
-}
+/// Columns whose products with all before them are taken together.
+const COLUMNS: usize = 16;
 
 /// `rowsᵀ · rows`, `[dim, dim]`, of `rows`, `[n, dim]`.
 pub(crate) fn gram(rows: &[f32], dim: usize) -> Vec<f64> {
     let mut gram = vec![0f64; dim * dim];
-    let mut columns = vec![0f32; dim * RUN];
+    let (mut columns, mut sums) = (vec![0f32; dim * RUN], vec![0f32; COLUMNS * dim]);
     for run in rows.chunks(RUN * dim) {
         let len = run.len() / dim;
         for (index, row) in run.chunks_exact(dim).enumerate() {
@@ -35,10 +24,13 @@ pub(crate) fn gram(rows: &[f32], dim: usize) -> Vec<f64> {
                 column[index] = x;
             }
         }
-        for i in 0..dim {
-            let column = &columns[i * RUN..][..len];
-            for j in 0..=i {
-                gram[i * dim + j] += f64::from(dot(column, &columns[j * RUN..][..len]));
+        columns.chunks_exact_mut(RUN).for_each(|column| column[len..].fill(0.0));
+        for first in (0..dim).step_by(COLUMNS) {
+            let end = (first + COLUMNS).min(dim);
+            let sums = &mut sums[..(end - first) * end];
+            products(&columns[first * RUN..end * RUN], &columns[..end * RUN], RUN, sums);
+            for (i, sums) in (first..end).zip(sums.chunks_exact(end)) {
+                gram[i * dim..].iter_mut().zip(sums).for_each(|(total, &sum)| *total += f64::from(sum));
             }
         }
     }

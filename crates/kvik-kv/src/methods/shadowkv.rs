@@ -37,13 +37,14 @@ use kvik_kernels::{
     attention::{
         AttentionShape, Codec, LowRank, PlaneKind, Rotary, TILE_TOKENS, TileShape, pack_query, scores,
     },
+    products,
 };
 
 use crate::{
     Arguments, CacheError, Direction, Evidence, KeyRotation, KvShape, LayerShape, Method, MethodInfo,
     OpenCache, Parameter, ParameterKind, RunCopy, SegmentRow, SpillFile, StepQueries,
     pipeline::registry::Apart,
-    principal::{dot, gram, symmetric_eigen},
+    principal::{gram, symmetric_eigen},
     select::top_rows,
 };
 
@@ -423,7 +424,7 @@ impl ShadowKv {
         let tile = shape.tile;
         let mut chosen: Vec<(&mut Head, Vec<RunCopy>)> =
             state.heads.iter_mut().map(|head| (head, Vec::new())).collect();
-        cache.pool().for_each_row(&mut chosen, 1, |kv_head, chosen| {
+        cache.pool().for_each_row_in(&mut chosen, 1, 1, |kv_head, chosen| {
             let (head, runs) = &mut chosen[0];
             let packed = pack_group(shape, kv_head, queries);
             let best = head.best(tile, &packed);
@@ -516,7 +517,7 @@ impl Method for ShadowKv {
                 work.push((layer, cache.rows(layer, 0) - growing, rows, None));
             }
             let (this, open) = (&*self, &*cache);
-            open.pool().for_each_row(&mut work, 1, |_, work| {
+            open.pool().for_each_row_in(&mut work, 1, 1, |_, work| {
                 let (layer, first, rows, decomposed) = &mut work[0];
                 if *rows > 0 {
                     *decomposed = Some(this.decompose(open, *layer, *first, *rows));
@@ -662,6 +663,10 @@ fn pack_group(shape: &AttentionShape, kv_head: usize, queries: &[f32]) -> Vec<u3
     packed
 }
 
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
 fn cosine(a: &[f32], b: &[f32]) -> f32 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f32::MIN_POSITIVE)
 }
@@ -694,8 +699,9 @@ fn factors(
 
 /// Coefficients of rows (`[n, width]`) over directions of length 1, `[n, rank]`.
 fn project(rows: &[f32], width: usize, directions: &[f32]) -> Vec<f32> {
-    let of = |row: &[f32]| directions.chunks_exact(width).map(|v| dot(row, v)).collect::<Vec<f32>>();
-    rows.chunks_exact(width).flat_map(of).collect()
+    let mut coefficients = vec![0.0; rows.len() / width * (directions.len() / width)];
+    products(rows, directions, width, &mut coefficients);
+    coefficients
 }
 
 /// The part of the rows' energy that their coefficients miss.
