@@ -219,14 +219,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Bytes that the keys and values of a session take.
+    /// Bytes of RAM that the keys and values of a session take.
     pub fn kv_bytes(&self, session: &Session) -> usize {
         session.cache.used_bytes(&self.local.store)
     }
 
-    /// Bytes that the keys and values of all sessions take.
+    /// Bytes of files that the keys and values of a session take.
+    pub fn kv_file_bytes(&self, session: &Session) -> usize {
+        session.cache.file_bytes(&self.local.store)
+    }
+
+    /// Bytes of RAM that the keys and values of all sessions take.
     pub fn store_bytes(&self) -> usize {
         self.local.store.used_bytes()
+    }
+
+    /// Bytes of files that the keys and values of all sessions take.
+    pub fn store_file_bytes(&self) -> usize {
+        self.local.store.file_bytes()
+    }
+
+    /// Blocks that the keys and values of all sessions lie in.
+    pub fn store_blocks(&mut self) -> usize {
+        self.local.store.used_blocks()
     }
 
     /// What the model caches, and the bytes of an uncompressed bf16 cache.

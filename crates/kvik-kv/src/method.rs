@@ -32,6 +32,11 @@ pub trait Method: Send + Sync {
         false
     }
 
+    /// False if it changes no row, so that a sequence can be cut back to any part of its prompt.
+    fn rewrites(&self) -> bool {
+        true
+    }
+
     /// Before the queries of a step attend at `layer`, the step's own rows appended: what they will visit can be brought,
     /// rebuilt or chosen here ([`OpenCache::visit`]).
     ///
@@ -77,6 +82,20 @@ pub trait Method: Send + Sync {
     /// The sequence was cut back to its first `len` positions; the cache is cut already.
     fn truncated(&mut self, len: usize) {
         let _ = len;
+    }
+
+    /// Writes what it remembers of the sequence, beyond its parameters, for [`Self::restore`].
+    fn save(&self, state: &mut Vec<u8>) {
+        let _ = state;
+    }
+
+    /// Takes up what [`Self::save`] wrote, or what somebody else did: nothing in `state` is to be trusted.
+    /// [`Self::truncated`] with the length of the sequence comes next.
+    ///
+    /// # Errors
+    /// A sentence, if `state` is nothing that it writes.
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        if state.is_empty() { Ok(()) } else { Err("it remembers nothing, and is given something".to_owned()) }
     }
 
     /// A value for a copy of the sequence.

@@ -1,5 +1,6 @@
 //! Every method, one file each. A new one is a file here, its name in the first list and its `INFO` in the second.
 
+pub mod h2o;
 pub mod hadamard;
 pub mod kivi;
 pub mod l2norm;
@@ -7,11 +8,13 @@ pub mod minicache;
 pub mod random;
 pub mod snapkv;
 pub mod streaming;
+pub mod tier;
 
 use crate::MethodInfo;
 
 /// All methods, by name.
 pub static METHODS: &[&MethodInfo] = &[
+    &h2o::INFO,
     &hadamard::INFO,
     &kivi::INFO,
     &l2norm::INFO,
@@ -19,4 +22,5 @@ pub static METHODS: &[&MethodInfo] = &[
     &random::INFO,
     &snapkv::INFO,
     &streaming::INFO,
+    &tier::INFO,
 ];
