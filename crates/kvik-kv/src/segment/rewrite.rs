@@ -143,8 +143,9 @@ impl Segment {
                 *target = Some(owned);
                 shape.write_row(plane, store.rows_mut(owned, len), row % TILE_TOKENS, &numbers);
             }
-            self.columns.replace(self.len, row, last);
         }
+        // The next row does not follow the last one any more, whichever went.
+        self.columns.replace(self.len, row, last);
         self.cut(store, last);
         Ok(())
     }
