@@ -1,7 +1,10 @@
 //! What is known of methods before they run, and which of them go together.
 
 use super::{Arguments, Parameter};
-use crate::{KvShape, Method, methods::METHODS};
+use crate::{
+    KvShape, Method,
+    methods::{APART, METHODS},
+};
 
 /// What a method changes. Pipelines go through these in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +64,14 @@ pub struct MethodInfo {
     pub build: Build,
 }
 
+/// What a method does not go together with although directions alone would allow it.
+pub struct Apart {
+    /// The method.
+    pub method: &'static str,
+    /// Why it does not go together with another one, if it does not.
+    pub from: fn(&MethodInfo) -> Option<&'static str>,
+}
+
 impl MethodInfo {
     /// The page of the method: the header of its file.
     pub fn page(&self) -> String {
@@ -86,6 +97,12 @@ pub(super) fn conflict(earlier: &MethodInfo, later: &MethodInfo) -> Option<Strin
     if earlier.direction == later.direction {
         let about = later.direction.about();
         return Some(format!("'{}' and '{}' both decide {about}; keep one", earlier.name, later.name));
+    }
+    for (method, other) in [(later, earlier), (earlier, later)] {
+        let apart = APART.iter().filter(|apart| apart.method == method.name);
+        if let Some(reason) = apart.filter_map(|apart| (apart.from)(other)).next() {
+            return Some(format!("'{}' and '{}' do not go together: {reason}", method.name, other.name));
+        }
     }
     (earlier.direction > later.direction).then(|| {
         format!(
