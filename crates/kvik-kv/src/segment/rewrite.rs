@@ -144,7 +144,7 @@ impl Segment {
                 shape.write_row(plane, store.rows_mut(owned, len), row % TILE_TOKENS, &numbers);
             }
         }
-        // The next row does not follow the last one any more, whichever went.
+        // Also for the last row: what is appended next does not follow the one before it.
         self.columns.replace(self.len, row, last);
         self.cut(store, last);
         Ok(())
