@@ -92,15 +92,20 @@ unsafe fn fold_rows<const R: usize>(
                 let shifted = _mm512_sub_ps(scores[r][v], _mm512_set1_ps(max));
                 _mm512_maskz_mov_ps(masks[v], exp(shifted))
             };
-            let rounded = _mm512_cvtne2ps_pbh(weight(v + 1), weight(v));
+            let (low, high) = (weight(v), weight(v + 1));
             // The rounded weights are summed, so that a row's weights add up to one exactly.
-            // SAFETY: both are 512 bits of plain numbers.
-            let rounded: __m512i = unsafe { std::mem::transmute(rounded) };
+            let rounded = pack(low, high);
             let even = _mm512_slli_epi32::<16>(rounded);
             let odd = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000u32 as i32));
             sum = _mm512_add_ps(sum, _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)));
+            // The weight of a value is rounded once, its length included.
+            let mixed = tile.scales.map_or(rounded, |scales| {
+                // SAFETY: scales have TILE_TOKENS entries.
+                let scale = |v: usize| unsafe { _mm512_loadu_ps(scales.values.as_ptr().add(16 * v)) };
+                pack(_mm512_mul_ps(low, scale(v)), _mm512_mul_ps(high, scale(v + 1)))
+            });
             // SAFETY: `weights[r]` has 32 entries and `v` is 0 or 2: 16 are written from 0 or 16 on.
-            unsafe { _mm512_storeu_si512(weights[r].as_mut_ptr().add(8 * v).cast(), rounded) };
+            unsafe { _mm512_storeu_si512(weights[r].as_mut_ptr().add(8 * v).cast(), mixed) };
         }
         partials.max[first + r] = max;
         partials.sum[first + r] = partials.sum[first + r] * rescale[r] + _mm512_reduce_add_ps(sum);
@@ -131,7 +136,7 @@ unsafe fn fold_rows<const R: usize>(
     }
 }
 
-/// Scores of rows `first..first + R`, without bias; `ahead` is fetched meanwhile.
+/// Scores of rows `first..first + R`, the lengths of keys applied, without bias; `ahead` is fetched meanwhile.
 ///
 /// # Safety
 /// As [`fold_rows`].
@@ -160,6 +165,15 @@ unsafe fn score_rows<const R: usize>(
                 for v in 0..VECTORS {
                     scores[r][v] = _mm512_dpbf16_ps(scores[r][v], bf16(key[v]), q);
                 }
+            }
+        }
+    }
+    if let Some(scales) = tile.scales {
+        for v in 0..VECTORS {
+            // SAFETY: scales have TILE_TOKENS entries.
+            let scale = unsafe { _mm512_loadu_ps(scales.keys.as_ptr().add(16 * v)) };
+            for scores in &mut scores {
+                scores[v] = _mm512_mul_ps(scores[v], scale);
             }
         }
     }
@@ -286,6 +300,14 @@ unsafe fn mix<const R: usize, const W: usize>(
             }
         }
     }
+}
+
+/// Two vectors as bf16, rounded to nearest, the first in the lower half.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn pack(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both types are 512 bits of plain numbers.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 #[inline(always)]

@@ -15,6 +15,11 @@
 //! - keys `[group of 16 tokens][pair of dims][token][2]`: one 64-byte load gives a pair of dims of 16 tokens;
 //! - values `[pair of tokens][dim][2]`: one 64-byte load gives 16 dims of two tokens.
 //!
+//! # Magnitudes
+//! Rows may be stored as directions, with their lengths beside them ([`RowScales`]). A score is linear in the key and a sum in the
+//! value, so the length of a key multiplies its score, and that of a value the weight that multiplies the value, but not the
+//! weight that is summed up: a factor for each token and query row instead of one for each number, and no row is restored.
+//!
 //! # Determinism
 //! A row's result depends on the row and the tiles only: the fold order is the tiles', each score is one chain over
 //! the dims, each accumulator one chain over the tokens. Masked tokens contribute exact zeros. So a row computed
@@ -41,8 +46,8 @@ pub use column_sums::{ColumnSums, ObservedRows, column_sums};
 pub use encoding::Affine;
 pub use rotary::{PairLayout, Rotary};
 pub use scratch::AttentionScratch;
-pub use stored::{Codec, PlaneKind, RowScales, StoredPlane, StoredTile, TileBuffer};
-pub use tile::{Positions, TILE_TOKENS, Tile, TileShape, from_bf16, to_bf16};
+pub use stored::{Codec, PlaneKind, StoredPlane, StoredTile, TileBuffer};
+pub use tile::{Positions, RowScales, TILE_TOKENS, Tile, TileShape, from_bf16, to_bf16};
 
 use crate::Isa;
 

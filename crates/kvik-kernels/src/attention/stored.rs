@@ -3,12 +3,13 @@
 //! A tile has two planes, keys and values. Each is either bf16 rows in the kernels' layout, which are folded where they lie,
 //! or a block in some [`Codec`]'s encoding, which is decoded into a [`TileBuffer`] first: a few KiB that stay in the
 //! first-level cache, so that what comes from memory is the encoded block alone. A plane may be split: its first rows
-//! encoded, the rest still bf16. Rows may carry magnitudes and keys may be stored before rotation; both are applied on the way.
+//! encoded, the rest still bf16. Keys may be stored before rotation, and turn on the way. Magnitudes that rows are stored without
+//! are left to the kernels: turning a key does not change its length.
 
 use super::{
-    TILE_TOKENS, Tile, TileShape,
+    Tile, TileShape,
     rotary::Rotary,
-    tile::{GROUP_TOKENS, Positions, from_bf16, to_bf16},
+    tile::{Positions, RowScales},
 };
 
 /// Which half of a tile.
@@ -60,15 +61,6 @@ pub enum StoredPlane<'a> {
     },
 }
 
-/// Factors on the rows of a tile.
-#[derive(Clone, Copy)]
-pub struct RowScales<'a> {
-    /// On keys, `[TILE_TOKENS]`.
-    pub keys: &'a [f32],
-    /// On values, `[TILE_TOKENS]`.
-    pub values: &'a [f32],
-}
-
 /// A tile as it is stored.
 #[derive(Clone, Copy)]
 pub struct StoredTile<'a> {
@@ -98,9 +90,9 @@ pub struct TileBuffer {
 
 impl<'a> From<Tile<'a>> for StoredTile<'a> {
     fn from(tile: Tile<'a>) -> Self {
-        let Tile { keys, values, len, positions, bias } = tile;
+        let Tile { keys, values, len, positions, bias, scales } = tile;
         let (keys, values) = (StoredPlane::Rows(keys), StoredPlane::Rows(values));
-        Self { keys, values, len, positions, bias, scales: None, rotation: None }
+        Self { keys, values, len, positions, bias, scales, rotation: None }
     }
 }
 
@@ -109,14 +101,10 @@ impl<'a> StoredTile<'a> {
     pub fn decode(&self, shape: TileShape, buffer: &'a mut TileBuffer) -> Tile<'a> {
         let Self { len, positions, bias, scales, rotation, .. } = *self;
         let TileBuffer { keys: key_buffer, values: value_buffer } = buffer;
-        let (key_scales, value_scales) = (scales.map(|s| s.keys), scales.map(|s| s.values));
-        let keys = match (self.keys, key_scales, rotation) {
-            (StoredPlane::Rows(keys), None, None) => keys,
-            (plane, ..) => {
+        let keys = match (self.keys, rotation) {
+            (StoredPlane::Rows(keys), None) => keys,
+            (plane, rotation) => {
                 plane.decode(PlaneKind::Keys, shape, len, key_buffer);
-                if let Some(scales) = key_scales {
-                    scale_keys(shape, scales, key_buffer);
-                }
                 if let Some((rotary, slot)) = rotation {
                     let positions = slot.map_or(positions, Positions::From);
                     rotary.rotate_tile(shape, len, positions, key_buffer);
@@ -124,17 +112,14 @@ impl<'a> StoredTile<'a> {
                 key_buffer
             }
         };
-        let values = match (self.values, value_scales) {
-            (StoredPlane::Rows(values), None) => values,
-            (plane, _) => {
+        let values = match self.values {
+            StoredPlane::Rows(values) => values,
+            plane => {
                 plane.decode(PlaneKind::Values, shape, len, value_buffer);
-                if let Some(scales) = value_scales {
-                    scale_values(shape, scales, value_buffer);
-                }
                 value_buffer
             }
         };
-        Tile { keys, values, len, positions, bias }
+        Tile { keys, values, len, positions, bias, scales }
     }
 
     /// Keys and values that will be read where they lie, for prefetching.
@@ -180,28 +165,6 @@ impl StoredPlane<'_> {
     }
 }
 
-fn scale_keys(shape: TileShape, scales: &[f32], keys: &mut [u16]) {
-    for (group, keys) in keys.chunks_exact_mut(GROUP_TOKENS * 2 * shape.key_pairs()).enumerate() {
-        let scales: &[f32; GROUP_TOKENS] =
-            scales[group * GROUP_TOKENS..][..GROUP_TOKENS].try_into().expect("a group has 16 tokens");
-        for pairs in keys.chunks_exact_mut(2 * GROUP_TOKENS) {
-            for (pair, &scale) in pairs.chunks_exact_mut(2).zip(scales) {
-                pair[0] = to_bf16(from_bf16(pair[0]) * scale);
-                pair[1] = to_bf16(from_bf16(pair[1]) * scale);
-            }
-        }
-    }
-}
-
-fn scale_values(shape: TileShape, scales: &[f32], values: &mut [u16]) {
-    for (values, scales) in values.chunks_exact_mut(2 * shape.value_stride()).zip(scales.chunks_exact(2)) {
-        for pair in values.chunks_exact_mut(2) {
-            pair[0] = to_bf16(from_bf16(pair[0]) * scales[0]);
-            pair[1] = to_bf16(from_bf16(pair[1]) * scales[1]);
-        }
-    }
-}
-
 /// Brings `bytes` into the first-level cache.
 fn fetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
@@ -213,5 +176,3 @@ fn fetch(bytes: &[u8]) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = bytes;
 }
-
-const _: () = assert!(TILE_TOKENS.is_multiple_of(GROUP_TOKENS));
