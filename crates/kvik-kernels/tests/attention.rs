@@ -98,10 +98,10 @@ fn run(isa: Isa, case: &Case, rows: std::ops::Range<usize>, pieces: bool) -> (Ve
             let (mut max, mut sum, mut acc) = state();
             let mut piece = Partials { max: &mut max, sum: &mut sum, acc: &mut acc };
             piece.reset();
-            fold(isa, shape, &queries, &tile, &[], &mut piece);
+            fold(isa, shape, &queries, &tile, [&[]; 2], &mut piece);
             total.merge(&piece);
         } else {
-            fold(isa, shape, &queries, &tile, &[], &mut total);
+            fold(isa, shape, &queries, &tile, [&[]; 2], &mut total);
         }
     }
     let mut out = vec![vec![0.0; shape.value_dim]; n];

@@ -5,7 +5,7 @@
 //!
 //! Tiles lie apart in memory, and each begins with a cold page that the processor's own prefetcher does not foresee. So
 //! the first row group fetches ahead: a tile's values while it goes over the keys, the next tile's keys while it goes
-//! over the values.
+//! over the values; of an encoded tile, which is decoded whole before it is folded, what is encoded of the next one.
 
 use std::arch::x86_64::*;
 
@@ -21,7 +21,7 @@ pub(super) unsafe fn fold(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next_keys: &[u16],
+    ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
 ) {
     let rows = queries.positions.len();
@@ -30,10 +30,10 @@ pub(super) unsafe fn fold(
         // SAFETY: the same contract as this function's; `row + R <= rows` in every arm.
         unsafe {
             match rows - row {
-                1 => fold_rows::<1>(shape, queries, tile, next_keys, partials, row),
-                2 => fold_rows::<2>(shape, queries, tile, next_keys, partials, row),
-                3 => fold_rows::<3>(shape, queries, tile, next_keys, partials, row),
-                _ => fold_rows::<4>(shape, queries, tile, next_keys, partials, row),
+                1 => fold_rows::<1>(shape, queries, tile, ahead, partials, row),
+                2 => fold_rows::<2>(shape, queries, tile, ahead, partials, row),
+                3 => fold_rows::<3>(shape, queries, tile, ahead, partials, row),
+                _ => fold_rows::<4>(shape, queries, tile, ahead, partials, row),
             }
         }
         row += 4;
@@ -49,20 +49,21 @@ unsafe fn fold_rows<const R: usize>(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next_keys: &[u16],
+    ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
     first: usize,
 ) {
-    let visible: [u64; R] =
-        std::array::from_fn(|r| tile.visible(queries.reach, queries.positions[first + r]));
+    let mut visible = [0u64; R];
+    for r in 0..R {
+        visible[r] = tile.visible(queries.reach, queries.positions[first + r]);
+    }
     if visible.iter().all(|&bits| bits == 0) {
         return;
     }
 
-    let fetches_ahead = first == 0;
-    let ahead = if fetches_ahead { tile.values } else { &[] };
+    let ahead = if first == 0 { ahead } else { [&[][..]; 2] };
     // SAFETY: the caller's promise.
-    let mut scores = unsafe { score_rows::<R>(shape, queries, tile, first, ahead) };
+    let mut scores = unsafe { score_rows::<R>(shape, queries, tile, first, ahead[0]) };
 
     // Softmax of the tile: weights as bf16 pairs of tokens, and the factor that rescales what came before.
     let mut weights = [[0i32; TILE_TOKENS / 2]; R];
@@ -115,21 +116,18 @@ unsafe fn fold_rows<const R: usize>(
     let stride = shape.value_stride();
     let values = tile.values.as_ptr().cast::<i32>();
     let acc = partials.acc.as_mut_ptr();
-    let next_keys = if fetches_ahead { next_keys } else { &[] };
+    let mut ahead = Ahead::new(ahead[1], tile.len.div_ceil(2) * (stride / 64 + stride % 64 / 16));
     let mut dim = 0;
     while dim < stride {
-        let ahead = |width: usize| {
-            &next_keys[next_keys.len() * dim / stride..next_keys.len() * (dim + width) / stride]
-        };
         // SAFETY: `dim + 16 * W <= stride` in each arm; `acc` has `stride` floats per row and `values` has `stride`
         // i32 for each of the tile's token pairs.
         unsafe {
             let (values, acc) = (values.add(dim), acc.add(first * stride + dim));
             if stride - dim >= 64 {
-                mix::<R, 4>(&weights, &rescale, tile.len, values, acc, stride, ahead(64));
+                mix::<R, 4>(&weights, &rescale, tile.len, values, acc, stride, &mut ahead);
                 dim += 64;
             } else {
-                mix::<R, 1>(&weights, &rescale, tile.len, values, acc, stride, ahead(16));
+                mix::<R, 1>(&weights, &rescale, tile.len, values, acc, stride, &mut ahead);
                 dim += 16;
             }
         }
@@ -141,21 +139,22 @@ unsafe fn fold_rows<const R: usize>(
 /// # Safety
 /// As [`fold_rows`].
 #[target_feature(enable = "avx512f,avx512bf16")]
-#[inline]
+#[inline(never)]
 unsafe fn score_rows<const R: usize>(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
     first: usize,
-    ahead: &[u16],
+    ahead: &[u8],
 ) -> [[__m512; VECTORS]; R] {
     let pairs = shape.key_pairs();
     // One 64-byte load holds a pair of dims of 16 tokens; the query's pair is broadcast to all lanes.
     let mut scores = [[_mm512_setzero_ps(); VECTORS]; R];
     let keys = tile.keys.as_ptr().cast::<i32>();
     let query = queries.packed.as_ptr().cast::<i32>();
+    let mut ahead = Ahead::new(ahead, pairs);
     for pair in 0..pairs {
-        fetch_part(ahead, pair, pairs);
+        ahead.fetch();
         // SAFETY: `keys` has VECTORS groups of `pairs` × 16 i32, and `query` has `pairs` i32 per row.
         unsafe {
             let key: [__m512i; VECTORS] =
@@ -248,14 +247,29 @@ unsafe fn add_columns_of<const R: usize>(
     }
 }
 
-/// Brings part `part` of `parts` of `data` into the second-level cache.
-#[inline(always)]
-fn fetch_part(data: &[u16], part: usize, parts: usize) {
-    const LINE: usize = 32;
-    let lines = data.len() / LINE;
-    for line in lines * part / parts..lines * (part + 1) / parts {
-        // SAFETY: a prefetch reads nothing; the address is inside `data` all the same.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().add(line * LINE).cast()) };
+/// Data that is brought into the first-level cache part by part, ahead of its use.
+struct Ahead<'a> {
+    lines: std::slice::ChunksExact<'a, u8>,
+    /// Lines of a part.
+    step: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// `data` in so many parts, the last of which may be short or missing.
+    #[inline(always)]
+    fn new(data: &'a [u8], parts: usize) -> Self {
+        const LINE: usize = 64;
+        let lines = data.chunks_exact(LINE);
+        Self { step: lines.len().div_ceil(parts.max(1)), lines }
+    }
+
+    /// Fetches the next part.
+    #[inline(always)]
+    fn fetch(&mut self) {
+        for line in self.lines.by_ref().take(self.step) {
+            // SAFETY: a prefetch reads nothing; the address is inside the data all the same.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
     }
 }
 
@@ -273,7 +287,7 @@ unsafe fn mix<const R: usize, const W: usize>(
     values: *const i32,
     acc: *mut f32,
     stride: usize,
-    ahead: &[u16],
+    ahead: &mut Ahead<'_>,
 ) {
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
@@ -284,7 +298,7 @@ unsafe fn mix<const R: usize, const W: usize>(
         });
         let pairs = tokens.div_ceil(2);
         for pair in 0..pairs {
-            fetch_part(ahead, pair, pairs);
+            ahead.fetch();
             let value: [__m512i; W] =
                 std::array::from_fn(|w| _mm512_loadu_si512(values.add(pair * stride + 16 * w).cast()));
             for r in 0..R {

@@ -147,8 +147,8 @@ pub fn pack_query(query: &[f32], scale: f32, packed: &mut [u32]) {
     }
 }
 
-/// Folds `tile` into the partials of `queries`. The keys of the tile that will be folded after it, `next_keys`, come into
-/// the cache meanwhile.
+/// Folds `tile` into the partials of `queries`. What `ahead` has comes into the cache meanwhile: its first part while the keys
+/// are gone over, the second with the values.
 ///
 /// # Panics
 /// If the slices do not have the shapes that `shape` and the number of query rows ask for.
@@ -157,7 +157,7 @@ pub fn fold(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next_keys: &[u16],
+    ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
 ) {
     let rows = queries.positions.len();
@@ -175,11 +175,11 @@ pub fn fold(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe {
-            avx512::fold(shape, queries, tile, next_keys, partials)
+            avx512::fold(shape, queries, tile, ahead, partials)
         },
         #[cfg(not(target_arch = "x86_64"))]
         _ => {
-            let _ = next_keys;
+            let _ = ahead;
             scalar::fold(shape, queries, tile, partials)
         }
     }

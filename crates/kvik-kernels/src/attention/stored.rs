@@ -122,6 +122,18 @@ impl<'a> StoredTile<'a> {
         Tile { keys, values, len, positions, bias, scales }
     }
 
+    /// What to bring into the cache while the kernels go over the tile's keys, and what while they go over its values, if `next`
+    /// is the tile after it.
+    pub(super) fn ahead(&self, next: Option<&Self>) -> [&'a [u8]; 2] {
+        let [next_keys, next_values] =
+            next.map_or([&[][..]; 2], |next| [next.keys, next.values].map(StoredPlane::bytes));
+        match self.values {
+            StoredPlane::Rows(_) => [self.values.bytes(), next_keys],
+            // They are decoded by then.
+            StoredPlane::Encoded { .. } => [next_keys, next_values],
+        }
+    }
+
     /// Keys and values that will be read where they lie, for prefetching.
     pub fn plain(&self) -> (&'a [u16], &'a [u16]) {
         let rows = |plane| match plane {
@@ -146,7 +158,18 @@ impl<'a> StoredTile<'a> {
     }
 }
 
-impl StoredPlane<'_> {
+impl<'a> StoredPlane<'a> {
+    /// What is read of it, rows behind encoded ones left out.
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            // SAFETY: numbers of 16 bits are bytes without padding, and bytes need no alignment.
+            Self::Rows(rows) => unsafe {
+                std::slice::from_raw_parts(rows.as_ptr().cast(), size_of_val(rows))
+            },
+            Self::Encoded { block, .. } => block,
+        }
+    }
+
     /// Decodes the first `len` rows into `buffer`, in the kernels' layout; rows after them are finite.
     fn decode(self, plane: PlaneKind, shape: TileShape, len: usize, buffer: &mut Vec<u16>) {
         let (dim, plane_len) = shape.plane(plane);

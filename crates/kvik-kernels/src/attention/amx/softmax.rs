@@ -63,9 +63,13 @@ pub(super) fn weigh(
 ) -> Option<Factors> {
     let mut moved = false;
     let mut factors = [1.0; BLOCK_ROWS];
-    let bias = tile
-        .bias
-        .map(|bias| vectors(bias).map(|b| _mm512_mul_ps(b, _mm512_set1_ps(std::f32::consts::LOG2_E))));
+    let bias = tile.bias.map(|bias| {
+        let mut bias = vectors(bias);
+        for bias in &mut bias {
+            *bias = _mm512_mul_ps(*bias, _mm512_set1_ps(std::f32::consts::LOG2_E));
+        }
+        bias
+    });
     let scales = tile.scales.map(|scales| [vectors(scales.keys), vectors(scales.values)]);
     for (row, reference) in references.iter_mut().enumerate() {
         if visible[row] == 0 {
