@@ -84,8 +84,26 @@ pub struct StoredTile<'a> {
 /// Space for one decoded tile.
 #[derive(Default)]
 pub struct TileBuffer {
-    keys: Vec<u16>,
-    values: Vec<u16>,
+    keys: PlaneBuffer,
+    values: PlaneBuffer,
+}
+
+/// Space for one plane. It begins with a cache line, or every vector that is stored and loaded again would lie across two.
+#[derive(Default)]
+struct PlaneBuffer(Vec<Line>);
+
+/// Numbers of a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u16; 32]);
+
+impl PlaneBuffer {
+    /// The first `len` numbers.
+    fn numbers(&mut self, len: usize) -> &mut [u16] {
+        self.0.resize(len.div_ceil(32).max(self.0.len()), Line([0; 32]));
+        // SAFETY: lines are numbers without padding, and there are at least `len` numbers.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+    }
 }
 
 impl<'a> From<Tile<'a>> for StoredTile<'a> {
@@ -104,19 +122,21 @@ impl<'a> StoredTile<'a> {
         let keys = match (self.keys, rotation) {
             (StoredPlane::Rows(keys), None) => keys,
             (plane, rotation) => {
-                plane.decode(PlaneKind::Keys, shape, len, key_buffer);
+                let keys = key_buffer.numbers(shape.key_len());
+                plane.decode(PlaneKind::Keys, shape, len, keys);
                 if let Some((rotary, slot)) = rotation {
                     let positions = slot.map_or(positions, Positions::From);
-                    rotary.rotate_tile(shape, len, positions, key_buffer);
+                    rotary.rotate_tile(shape, len, positions, keys);
                 }
-                key_buffer
+                keys
             }
         };
         let values = match self.values {
             StoredPlane::Rows(values) => values,
             plane => {
-                plane.decode(PlaneKind::Values, shape, len, value_buffer);
-                value_buffer
+                let values = value_buffer.numbers(shape.value_len());
+                plane.decode(PlaneKind::Values, shape, len, values);
+                values
             }
         };
         Tile { keys, values, len, positions, bias, scales }
@@ -170,17 +190,16 @@ impl<'a> StoredPlane<'a> {
         }
     }
 
-    /// Decodes the first `len` rows into `buffer`, in the kernels' layout; rows after them are finite.
-    fn decode(self, plane: PlaneKind, shape: TileShape, len: usize, buffer: &mut Vec<u16>) {
-        let (dim, plane_len) = shape.plane(plane);
-        buffer.resize(plane_len, 0);
+    /// Decodes the first `len` rows into `numbers`, in the kernels' layout; rows after them are finite.
+    fn decode(self, plane: PlaneKind, shape: TileShape, len: usize, numbers: &mut [u16]) {
+        let dim = shape.plane(plane).0;
         match self {
-            Self::Rows(rows) => buffer.copy_from_slice(rows),
+            Self::Rows(rows) => numbers.copy_from_slice(rows),
             Self::Encoded { codec, block, rows, rest } => {
-                codec.decode(plane, dim, rows.min(len), block, buffer);
+                codec.decode(plane, dim, rows.min(len), block, numbers);
                 if let Some(rest) = rest {
                     for row in rows..len {
-                        shape.copy_row(plane, rest, buffer, row);
+                        shape.copy_row(plane, rest, numbers, row);
                     }
                 }
             }

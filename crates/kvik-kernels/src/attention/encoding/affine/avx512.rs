@@ -25,7 +25,7 @@ const PAIRS: usize = 8;
 pub(super) unsafe fn decode(lines: &Lines, groups: usize, pairs: usize, block: &[u8], out: &mut [u16]) {
     for group in 0..groups {
         let width = lines.width_of(group);
-        let whole_loads = (PAIRS * width).is_multiple_of(lines.lines_of_codes());
+        let whole_loads = (PAIRS * width * LINE * lines.bits).is_multiple_of(8 * CODES);
         if !lines.pairs.is_multiple_of(PAIRS) || !whole_loads {
             scalar::decode_group(lines, group, pairs, block, out);
             continue;
