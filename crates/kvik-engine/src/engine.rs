@@ -33,11 +33,20 @@ pub struct EngineOptions {
     pub prefill_chunk_tokens: usize,
     /// Sessions that may fill their context at the same time, a text that is being scored among them; at least 1.
     pub sessions: usize,
+    /// The pipeline that sessions will have, for methods that change the model's weights when they are loaded; others need not
+    /// be named here.
+    pub pipeline: Pipeline,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: None, context_tokens: None, prefill_chunk_tokens: 512, sessions: 1 }
+        Self {
+            threads: None,
+            context_tokens: None,
+            prefill_chunk_tokens: 512,
+            sessions: 1,
+            pipeline: Pipeline::full(),
+        }
     }
 }
 
@@ -68,7 +77,8 @@ impl Engine {
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = Tokenizer::from_checkpoint(&checkpoint).map_err(Arc::new);
         let chat_template = ChatTemplate::from_checkpoint(&checkpoint);
-        let model = Model::load(&checkpoint, &pool, options.context_tokens)?;
+        let mut model = Model::load(&checkpoint, &pool, options.context_tokens)?;
+        model.prepare_for(&pool, &options.pipeline)?;
 
         let config = model.config();
         let limit = config.position_limit.unwrap_or(MAX_CONTEXT_TOKENS).min(MAX_CONTEXT_TOKENS);
@@ -209,14 +219,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Bytes that the keys and values of a session take.
+    /// Bytes of RAM that the keys and values of a session take.
     pub fn kv_bytes(&self, session: &Session) -> usize {
         session.cache.used_bytes(&self.local.store)
     }
 
-    /// Bytes that the keys and values of all sessions take.
+    /// Bytes of files that the keys and values of a session take.
+    pub fn kv_file_bytes(&self, session: &Session) -> usize {
+        session.cache.file_bytes(&self.local.store)
+    }
+
+    /// Bytes of RAM that the keys and values of all sessions take.
     pub fn store_bytes(&self) -> usize {
         self.local.store.used_bytes()
+    }
+
+    /// Bytes of files that the keys and values of all sessions take.
+    pub fn store_file_bytes(&self) -> usize {
+        self.local.store.file_bytes()
+    }
+
+    /// Blocks that the keys and values of all sessions lie in.
+    pub fn store_blocks(&mut self) -> usize {
+        self.local.store.used_blocks()
     }
 
     /// What the model caches, and the bytes of an uncompressed bf16 cache.

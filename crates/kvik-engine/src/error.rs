@@ -2,7 +2,7 @@
 
 use crate::{sampling::InvalidSampling, stop::EmptyStopString};
 use kvik_kv::{CacheError, KvStoreError};
-use kvik_model::{CheckpointError, ForwardError, ModelError, tokenizer::TokenizerError};
+use kvik_model::{CheckpointError, ForwardError, ModelError, PrepareError, tokenizer::TokenizerError};
 use std::sync::Arc;
 
 /// A request cannot be served, or a model cannot be loaded.
@@ -17,6 +17,9 @@ pub enum EngineError {
     /// The files have no network that can be run.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model's weights cannot be changed as the pipeline asks.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
     /// No room for keys and values.
     #[error(transparent)]
     KvStore(#[from] KvStoreError),

@@ -95,8 +95,10 @@ pub struct Generation {
     pub decode_seconds: f64,
     /// Time from the request to the first token; 0 if there was none.
     pub time_to_first_token_seconds: f64,
-    /// Bytes that the keys and values of the session take.
+    /// Bytes of RAM that the keys and values of the session take.
     pub kv_bytes_in_use: usize,
+    /// Bytes of files that they take.
+    pub kv_bytes_in_files: usize,
     /// Bytes that the same tokens would take in an uncompressed bf16 cache.
     pub kv_bytes_uncompressed_bf16: usize,
     /// Per completion token, if the request asked for them.
@@ -204,6 +206,7 @@ impl Generator<'_> {
             decode_seconds,
             time_to_first_token_seconds: first_token.map_or(0.0, |first| (first - start).as_secs_f64()),
             kv_bytes_in_use: kv_bytes.in_use,
+            kv_bytes_in_files: kv_bytes.in_files,
             kv_bytes_uncompressed_bf16: kv_bytes.uncompressed_bf16,
             logprobs,
         })

@@ -14,8 +14,10 @@ pub(crate) use local::LocalModel;
 /// What the keys and values of a sequence take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KvBytes {
-    /// Bytes held for the sequence.
+    /// Bytes of RAM held for the sequence.
     pub(crate) in_use: usize,
+    /// Bytes of files held for it.
+    pub(crate) in_files: usize,
     /// Bytes that the same tokens would take in bf16 at every layer.
     pub(crate) uncompressed_bf16: usize,
 }

@@ -25,8 +25,12 @@ fn folders() -> Vec<PathBuf> {
 }
 
 fn load(folder: &Path, threads: usize, prefill_chunk_tokens: usize) -> Engine {
-    let options =
-        EngineOptions { threads: Some(threads), prefill_chunk_tokens, sessions: 2, context_tokens: None };
+    let options = EngineOptions {
+        threads: Some(threads),
+        prefill_chunk_tokens,
+        sessions: 2,
+        ..EngineOptions::default()
+    };
     Engine::load(&folder.join("model.gguf"), &options)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
 }

@@ -86,9 +86,12 @@ pub struct Usage {
     pub decode_tokens: usize,
     /// Time for them.
     pub decode_seconds: f64,
-    /// Bytes of keys and values after the prompt, from the allocator.
+    /// Bytes of RAM of keys and values after the prompt, from the allocator.
     pub kv_bytes: usize,
-    /// The most bytes at the end of an answer or text.
+    /// Bytes of files that they take.
+    #[serde(default)]
+    pub kv_file_bytes: usize,
+    /// The most bytes of RAM at the end of an answer or text.
     pub kv_bytes_end: usize,
 }
 

@@ -187,6 +187,7 @@ impl<S: Subject> Attempt<'_, S> {
         usage.prefill_seconds += start.elapsed().as_secs_f64();
         usage.prefill_tokens += tokens.len();
         usage.kv_bytes = self.subject.kv_bytes(&sequence);
+        usage.kv_file_bytes = self.subject.kv_file_bytes(&sequence);
         Ok(sequence)
     }
 

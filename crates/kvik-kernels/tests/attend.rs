@@ -450,7 +450,7 @@ fn lengths_go_with_every_way_of_storing_rows() {
     });
     let encoded = StoredTile { keys: encoded_keys, values: encoded_values, ..plain };
     for stored in [plain, encoded] {
-        for rotation in [None, Some((&rotary, Some(7)))] {
+        for rotation in [None, Some(&rotary)] {
             let stored = StoredTile { rotation, ..stored };
             let mut buffer = TileBuffer::default();
             let tile = StoredTile { scales: None, ..stored }.decode(shape.tile, &mut buffer);

@@ -7,7 +7,7 @@ use kvik_kernels::{
     attention::{self, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, StoredTile},
 };
 
-use crate::{KvStore, Segment, SequenceCache, head::HeadCache};
+use crate::{KvStore, Segment, SequenceCache, head::HeadCache, spilled::ReadBlocks};
 
 /// The sequences of a batch and the rows that each has in it.
 pub trait Sequences: Sync {
@@ -24,7 +24,8 @@ pub trait Sequences: Sync {
     fn phase(&self, sequence: usize) -> Phase;
 }
 
-/// Attention of every query row over its sequence's cache at `layer`, rows of the current step included.
+/// Attention of every query row over its sequence's cache at `layer`, rows of the current step included. What they visit must be
+/// in RAM: [`SequenceCache::bring_visited`].
 pub fn attend<S: Sequences>(
     pool: &ThreadPool,
     store: &KvStore,
@@ -74,12 +75,12 @@ impl<S: Sequences> CachedTiles for LayerTiles<'_, S> {
 }
 
 /// All tiles of one sequence at one layer, whichever its queries visit.
-pub(crate) struct AllTiles<'a> {
-    pub(crate) store: &'a KvStore,
+pub(crate) struct AllTiles<'a, B> {
+    pub(crate) blocks: &'a B,
     pub(crate) heads: &'a [HeadCache],
 }
 
-impl CachedTiles for AllTiles<'_> {
+impl<B: ReadBlocks> CachedTiles for AllTiles<'_, B> {
     fn sequences(&self) -> usize {
         1
     }
@@ -97,7 +98,7 @@ impl CachedTiles for AllTiles<'_> {
     }
 
     fn tile(&self, _sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {
-        tile(self.store, &self.heads[kv_head], index)
+        tile(self.blocks, &self.heads[kv_head], index)
     }
 }
 
@@ -106,10 +107,10 @@ pub(crate) fn tiles(head: &HeadCache) -> usize {
     head.segments.iter().map(|segment| segment.tiles()).sum()
 }
 
-fn tile<'a>(store: &'a KvStore, head: &'a HeadCache, mut index: usize) -> Option<StoredTile<'a>> {
+fn tile<'a>(blocks: &'a impl ReadBlocks, head: &'a HeadCache, mut index: usize) -> Option<StoredTile<'a>> {
     for segment in &head.segments {
         if index < segment.tiles() {
-            return segment.tile(store, index);
+            return segment.tile(blocks, index);
         }
         index -= segment.tiles();
     }

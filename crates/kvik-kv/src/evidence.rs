@@ -5,13 +5,14 @@
 
 use kvik_kernels::{
     Isa, Phase, ThreadPool,
-    attention::{AttentionShape, ColumnSums, ObservedRows, TILE_TOKENS, column_sums},
+    attention::{AttentionShape, ColumnSums, ObservedRows, PlaneKind, TILE_TOKENS, column_sums},
 };
 
 use crate::{
     attend::{AllTiles, tiles},
     head::HeadCache,
-    store::KvStore,
+    spilled::Glance,
+    store::{CacheError, KvStore},
 };
 
 /// What a method wants to be gathered.
@@ -61,12 +62,12 @@ pub struct StepQueries<'a> {
 /// The last queries of a prompt at one layer.
 #[derive(Clone, Default)]
 pub(crate) struct WindowQueries {
-    shape: Option<AttentionShape>,
+    pub(crate) shape: Option<AttentionShape>,
     /// `[rows, heads, key_dim]`.
-    queries: Vec<f32>,
-    positions: Vec<u32>,
+    pub(crate) queries: Vec<f32>,
+    pub(crate) positions: Vec<u32>,
     /// `[rows, heads]`.
-    log_sum_exp: Vec<f32>,
+    pub(crate) log_sum_exp: Vec<f32>,
 }
 
 impl WindowQueries {
@@ -99,7 +100,7 @@ impl WindowQueries {
         Some((&self.queries, &self.positions, self.shape?))
     }
 
-    /// Column sums of the last `rows` kept queries over the rows of each head.
+    /// Column sums of the last `rows` kept queries over the rows of each head, and what could not be read for them.
     pub(crate) fn sums(
         &self,
         pool: &ThreadPool,
@@ -107,8 +108,8 @@ impl WindowQueries {
         heads: &[HeadCache],
         rows: usize,
         each: ColumnSums,
-    ) -> Vec<Vec<f32>> {
-        let Some(shape) = &self.shape else { return heads.iter().map(|_| Vec::new()).collect() };
+    ) -> (Vec<Vec<f32>>, Option<CacheError>) {
+        let Some(shape) = &self.shape else { return (heads.iter().map(|_| Vec::new()).collect(), None) };
         let skip = self.positions.len().saturating_sub(rows);
         let observed = ObservedRows {
             queries: &self.queries[skip * shape.heads * shape.tile.key_dim..],
@@ -120,6 +121,9 @@ impl WindowQueries {
 }
 
 /// Adds what the rows of a pass show to the statistics of each head.
+///
+/// # Errors
+/// [`CacheError::Spill`] if keys lie in a file and cannot be read; nothing is added then.
 pub(crate) fn gather(
     pool: &ThreadPool,
     store: &KvStore,
@@ -127,13 +131,16 @@ pub(crate) fn gather(
     wanted: Evidence,
     step: &StepQueries<'_>,
     log_sum_exp: &[f32],
-) {
+) -> Result<(), CacheError> {
     let decoding = step.phase == Phase::Decode;
     if !(wanted.accumulated || wanted.step && decoding) {
-        return;
+        return Ok(());
     }
     let observed = ObservedRows { queries: step.queries, positions: step.positions, log_sum_exp };
-    let sums = sums_by_row(pool, store, heads, step.shape, observed, ColumnSums::Group);
+    let (sums, failure) = sums_by_row(pool, store, heads, step.shape, observed, ColumnSums::Group);
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
     for (head, sums) in heads.iter_mut().zip(sums) {
         if wanted.accumulated {
             let accumulated = &mut head.statistics.accumulated;
@@ -146,9 +153,10 @@ pub(crate) fn gather(
             head.statistics.step = sums;
         }
     }
+    Ok(())
 }
 
-/// Column sums by row, for each KV head or each query head.
+/// Column sums by row, for each KV head or each query head, and what could not be read for them.
 fn sums_by_row(
     pool: &ThreadPool,
     store: &KvStore,
@@ -156,9 +164,11 @@ fn sums_by_row(
     shape: &AttentionShape,
     observed: ObservedRows<'_>,
     each: ColumnSums,
-) -> Vec<Vec<f32>> {
+) -> (Vec<Vec<f32>>, Option<CacheError>) {
     let most = heads.iter().map(tiles).max().unwrap_or(0);
-    let cache = AllTiles { store, heads };
+    let planes = heads.iter().flat_map(HeadCache::planes).map(|planes| &planes[PlaneKind::Keys as usize]);
+    let (blocks, failure) = Glance::at(store, planes.flat_map(|keys| keys.blocks()));
+    let cache = AllTiles { blocks: &blocks, heads };
     let sums = column_sums(pool, Isa::active(), shape, observed, &cache, 0, most, each);
     let members = if each == ColumnSums::Group { 1 } else { shape.group() };
     let outputs = (0..heads.len() * members).map(|output| {
@@ -176,5 +186,5 @@ fn sums_by_row(
         }
         by_row
     });
-    outputs.collect()
+    (outputs.collect(), failure)
 }

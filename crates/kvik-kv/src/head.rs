@@ -3,11 +3,16 @@
 //! Rows are counted over all segments, in the order in which attention folds them. What is known of a row (how much attention
 //! it got) moves with it through every rewriting.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
+
+use kvik_kernels::attention::Turns;
+
+use kvik_kernels::attention::TILE_TOKENS;
 
 use crate::{
     Segment,
-    store::{CacheError, KvStore},
+    segment::Plane,
+    store::{Block, CacheError, KvStore},
 };
 
 /// What was observed of the rows of a head; a column is empty until it is asked for.
@@ -31,11 +36,13 @@ pub(crate) struct HeadCache {
     pub(crate) statistics: RowStatistics,
     /// Tiles that queries visit, if not all, counted over the segments.
     pub(crate) visits: Option<Vec<u32>>,
+    /// What turns the keys, once rows are to stand without gaps.
+    pub(crate) turns: Option<Arc<Turns>>,
 }
 
 impl HeadCache {
     pub(crate) fn new(growing: Segment) -> Self {
-        Self { segments: vec![growing], statistics: RowStatistics::default(), visits: None }
+        Self { segments: vec![growing], statistics: RowStatistics::default(), visits: None, turns: None }
     }
 
     /// The last segment: new tokens go there.
@@ -62,6 +69,41 @@ impl HeadCache {
             row -= segment.len();
         }
         panic!("row {row} lies beyond the last segment");
+    }
+
+    /// The planes of all tiles that were not given back.
+    pub(crate) fn planes(&self) -> impl Iterator<Item = &[Plane; 2]> + Clone {
+        self.segments.iter().flat_map(Segment::all_planes)
+    }
+
+    /// The segment that a tile lies in, and its index there; tiles are counted over the segments.
+    pub(crate) fn find_tile(&self, mut tile: usize) -> Option<(usize, usize)> {
+        for (index, segment) in self.segments.iter().enumerate() {
+            if tile < segment.tiles() {
+                return Some((index, tile));
+            }
+            tile -= segment.tiles();
+        }
+        None
+    }
+
+    /// The planes of a tile with rows, counted over the segments; `None` if there is no such tile, or it was given back.
+    pub(crate) fn tile_planes(&self, tile: usize) -> Option<&[Plane; 2]> {
+        let (segment, tile) = self.find_tile(tile)?;
+        self.segments[segment].planes(tile)
+    }
+
+    /// Blocks of the tiles that queries visit.
+    pub(crate) fn visited_blocks(&self) -> impl Iterator<Item = Block> + Clone {
+        let visited = self.visits.iter().flatten().filter_map(|&tile| self.tile_planes(tile as usize));
+        let all = self.visits.is_none().then(|| self.planes());
+        visited.chain(all.into_iter().flatten()).flatten().flat_map(Plane::blocks)
+    }
+
+    /// True if new rows may be written to a tile: it lies in the growing segment, and is not full.
+    pub(crate) fn grows(&self, tile: usize) -> bool {
+        let earlier: usize = self.segments.iter().rev().skip(1).map(Segment::tiles).sum();
+        tile >= earlier + self.last().end() / TILE_TOKENS
     }
 
     /// Runs `of` on the part of `rows` that lies in each segment.
@@ -119,6 +161,26 @@ impl HeadCache {
         Ok(())
     }
 
+    /// Lets the keys turn as if the rows stood at consecutive positions, in the order of their own ones, the last of them right
+    /// before `next`; if they are to stand so.
+    pub(crate) fn close_gaps(&mut self, next: u32) {
+        let Some(turns) = &self.turns else { return };
+        let positions: Vec<u32> = self.segments.iter().flat_map(Segment::positions).collect();
+        let mut order: Vec<u32> = (0..positions.len() as u32).collect();
+        order.sort_by_key(|&row| positions[row as usize]);
+        let first = next.saturating_sub(positions.len() as u32);
+        let mut by = vec![0; positions.len()];
+        for (place, row) in (first..).zip(order) {
+            by[row as usize] = place.saturating_sub(positions[row as usize]);
+        }
+        let mut rest = &by[..];
+        for segment in &mut self.segments {
+            let (part, later) = rest.split_at(segment.len());
+            segment.set_shifts(turns, part.to_vec());
+            rest = later;
+        }
+    }
+
     /// Forgets the rows at `position` and later. False if a sliding window has already given back rows before them that are
     /// needed from `needed_from` on.
     pub(crate) fn truncate(&mut self, store: &mut KvStore, position: u32, needed_from: u32) -> bool {
@@ -138,6 +200,7 @@ impl HeadCache {
         for segment in &mut self.segments {
             whole &= segment.truncate(store, position, needed_from);
         }
+        self.close_gaps(position);
         whole
     }
 
@@ -146,6 +209,7 @@ impl HeadCache {
             segments: self.segments.iter().map(|segment| segment.fork(store, capacity_tokens)).collect(),
             statistics: self.statistics.clone(),
             visits: None,
+            turns: self.turns.clone(),
         }
     }
 }

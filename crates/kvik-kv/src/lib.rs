@@ -15,24 +15,34 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+mod basis;
 pub mod budget;
+mod calibration;
 mod draw;
 mod evidence;
+mod export;
 mod head;
 mod method;
 pub mod methods;
 mod open_cache;
 pub mod pipeline;
+pub mod positions;
 mod segment;
 pub mod select;
 mod sequence;
 mod shape;
 mod shared_rows;
+mod spilled;
 mod store;
 
+pub use kvik_kernels::attention::PlaneKind;
+
 pub use attend::{Sequences, attend};
+pub use basis::ValueBasis;
+pub use calibration::{Calibration, CalibrationError, CalibrationHeader};
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
+pub use kvik_memory::{SpillError, SpillFile};
 pub use method::Method;
 pub use open_cache::OpenCache;
 pub use pipeline::{

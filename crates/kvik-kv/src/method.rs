@@ -4,7 +4,7 @@
 //! touch the model: they see the cache through [`OpenCache`], and rewrite its segments. One value of a method serves one
 //! sequence, so its fields are its parameters and whatever it has to remember of that sequence.
 
-use crate::{CacheError, Evidence, OpenCache, StepQueries};
+use crate::{CacheError, Evidence, LayerShape, OpenCache, StepQueries, ValueBasis};
 
 /// One method at work on one sequence.
 ///
@@ -15,9 +15,26 @@ pub trait Method: Send + Sync {
         Evidence::NONE
     }
 
+    /// True if [`Self::value_bases`] asks for something.
+    fn changes_weights(&self) -> bool {
+        false
+    }
+
+    /// The basis in which the values of each KV head of a layer are to be cached, `[kv_heads]`; `None` for the model's own. It is
+    /// built into the model's weights when they are loaded, and costs nothing from then on.
+    fn value_bases(&self, layer: usize, shape: LayerShape) -> Option<Vec<ValueBasis>> {
+        let _ = (layer, shape);
+        None
+    }
+
     /// True if [`Self::before_attention`] does something: only then are queries handed out.
     fn selects(&self) -> bool {
         false
+    }
+
+    /// False if it changes no row, so that a sequence can be cut back to any part of its prompt.
+    fn rewrites(&self) -> bool {
+        true
     }
 
     /// Before the queries of a step attend at `layer`, the step's own rows appended: what they will visit can be brought,
@@ -65,6 +82,20 @@ pub trait Method: Send + Sync {
     /// The sequence was cut back to its first `len` positions; the cache is cut already.
     fn truncated(&mut self, len: usize) {
         let _ = len;
+    }
+
+    /// Writes what it remembers of the sequence, beyond its parameters, for [`Self::restore`].
+    fn save(&self, state: &mut Vec<u8>) {
+        let _ = state;
+    }
+
+    /// Takes up what [`Self::save`] wrote, or what somebody else did: nothing in `state` is to be trusted.
+    /// [`Self::truncated`] with the length of the sequence comes next.
+    ///
+    /// # Errors
+    /// A sentence, if `state` is nothing that it writes.
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        if state.is_empty() { Ok(()) } else { Err("it remembers nothing, and is given something".to_owned()) }
     }
 
     /// A value for a copy of the sequence.

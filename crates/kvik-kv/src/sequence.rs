@@ -1,9 +1,12 @@
 //! One sequence's cache, over all layers and heads.
 
+use std::sync::OnceLock;
+
 use kvik_kernels::{
     Phase, ThreadPool,
     attention::{PlaneKind, TILE_TOKENS},
 };
+use kvik_memory::SpillError;
 
 use crate::{
     Evidence, Method, OpenCache, Segment, StepQueries,
@@ -22,19 +25,21 @@ const SERIAL_ROWS: usize = 64;
 ///
 /// The methods of its pipeline rewrite it between steps; what they want to know is gathered by [`Self::observe`].
 pub struct SequenceCache {
-    layers: Vec<LayerCache>,
-    len: usize,
+    pub(crate) layers: Vec<LayerCache>,
+    pub(crate) len: usize,
     /// Tokens of the prompt that is being read.
-    prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Prompts that were read to their end.
-    turns: usize,
+    pub(crate) turns: usize,
     /// Tokens that methods may have rewritten: a shorter sequence is not in the cache any more.
-    rewritten_tokens: usize,
+    pub(crate) rewritten_tokens: usize,
     capacity_tokens: usize,
-    methods: Vec<Box<dyn Method>>,
-    evidence: Evidence,
+    pub(crate) methods: Vec<Box<dyn Method>>,
+    /// The pipeline that the methods are of, if they are of one.
+    pub(crate) pipeline: Option<String>,
+    pub(crate) evidence: Evidence,
     /// Per layer.
-    window: Vec<WindowQueries>,
+    pub(crate) window: Vec<WindowQueries>,
     returned: ReturnList,
 }
 
@@ -43,7 +48,12 @@ pub(crate) struct LayerCache {
 }
 
 impl SequenceCache {
-    pub(crate) fn new(store: &KvStore, returned: ReturnList, methods: Vec<Box<dyn Method>>) -> Self {
+    pub(crate) fn new(
+        store: &KvStore,
+        returned: ReturnList,
+        methods: Vec<Box<dyn Method>>,
+        pipeline: Option<String>,
+    ) -> Self {
         let capacity_tokens = store.capacity_tokens();
         let layers = store.shape().layers.iter().enumerate().map(|(index, layer)| {
             let head = |_| HeadCache::new(Segment::growing(index, 0, capacity_tokens));
@@ -59,6 +69,7 @@ impl SequenceCache {
             rewritten_tokens: 0,
             capacity_tokens,
             methods,
+            pipeline,
             evidence,
             window,
             returned,
@@ -80,9 +91,15 @@ impl SequenceCache {
         self.capacity_tokens
     }
 
-    /// Bytes of the blocks that the sequence holds; a block with several holders counts in equal parts.
+    /// Bytes of RAM that the sequence's blocks take; a block with several holders counts in equal parts.
     pub fn used_bytes(&self, store: &KvStore) -> usize {
         self.segments().map(|segment| segment.used_bytes(store)).sum()
+    }
+
+    /// Bytes of files that the sequence's blocks take, those that are in RAM as well included; a block with several holders
+    /// counts in equal parts.
+    pub fn file_bytes(&self, store: &KvStore) -> usize {
+        self.segments().map(|segment| segment.file_bytes(store)).sum()
     }
 
     /// What the methods want to be gathered.
@@ -98,12 +115,14 @@ impl SequenceCache {
     /// Takes the blocks for `tokens` more tokens at every layer and head.
     ///
     /// # Errors
-    /// [`CacheError::Full`] when the store has too few; blocks taken so far stay with the sequence.
+    /// [`CacheError::Full`] when the store has too few; blocks taken so far stay with the sequence. [`CacheError::Spill`] if the
+    /// last tile lies in a file and cannot be read; as for [`Self::bring_visited`].
     pub fn reserve(&mut self, store: &mut KvStore, tokens: usize) -> Result<(), CacheError> {
-        for head in self.layers.iter_mut().flat_map(|layer| &mut layer.heads) {
-            head.growing().reserve(store, tokens)?;
-        }
-        Ok(())
+        let mut heads = self.layers.iter_mut().flat_map(|layer| &mut layer.heads);
+        heads.try_for_each(|head| head.growing().reserve(store, tokens)).map_err(|error| match error {
+            CacheError::Spill(_) => self.spoilt(error),
+            error => error,
+        })
     }
 
     /// Writes the rows of new tokens at `layer`, at the positions that follow the committed ones.
@@ -183,8 +202,25 @@ impl SequenceCache {
         self.open(pool, store, new_tokens, |method, cache| method.before_attention(cache, layer, queries))
     }
 
+    /// Brings into RAM what the queries at `layer` visit and a file holds: after [`Self::before_attention`] of every sequence
+    /// of a pass, for what sequences share moves for all of them.
+    ///
+    /// # Errors
+    /// [`CacheError::Spill`] if something cannot be read. The sequence is then forgotten when it is next cut.
+    pub fn bring_visited(&mut self, store: &mut KvStore, layer: usize) -> Result<(), CacheError> {
+        if !store.has_away() {
+            return Ok(());
+        }
+        let heads = &self.layers[layer].heads;
+        let brought = store.bring_all(heads.iter().flat_map(HeadCache::visited_blocks));
+        brought.map_err(|error| self.spoilt(error))
+    }
+
     /// Takes in what the methods want to know of the rows that have just attended at `layer`; `log_sum_exp` is
     /// `[rows, heads]`.
+    ///
+    /// # Errors
+    /// [`CacheError::Spill`] if keys that were not visited lie in a file and cannot be read; as for [`Self::bring_visited`].
     pub fn observe(
         &mut self,
         pool: &ThreadPool,
@@ -192,14 +228,16 @@ impl SequenceCache {
         layer: usize,
         queries: StepQueries<'_>,
         log_sum_exp: &[f32],
-    ) {
+    ) -> Result<(), CacheError> {
         if store.layer(layer).window.is_some() {
-            return;
+            return Ok(());
         }
         if self.evidence.window > 0 && queries.phase == Phase::Prefill {
             self.window[layer].push(&queries, log_sum_exp, self.evidence.window);
         }
-        evidence::gather(pool, store, &mut self.layers[layer].heads, self.evidence, &queries, log_sum_exp);
+        let heads = &mut self.layers[layer].heads;
+        let gathered = evidence::gather(pool, store, heads, self.evidence, &queries, log_sum_exp);
+        gathered.map_err(|error| self.spoilt(error))
     }
 
     /// Counts the `tokens` that were appended at every layer, gives back what sliding windows have left behind, and lets the
@@ -226,13 +264,20 @@ impl SequenceCache {
         if self.methods.is_empty() {
             return Ok(());
         }
-        match phase {
+        let result = match phase {
             Phase::Prefill => {
                 self.prompt_tokens += tokens;
-                self.open(pool, store, tokens, |method, cache| method.after_chunk(cache))
+                let rows = self.rows();
+                let result = self.open(pool, store, tokens, |method, cache| method.after_chunk(cache));
+                if self.rows() < rows {
+                    self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+                }
+                result
             }
             Phase::Decode => self.open(pool, store, tokens, |method, cache| method.after_step(cache)),
-        }
+        };
+        self.close_gaps();
+        result
     }
 
     /// Says that the prompt has been read to its end: methods that wait for that rewrite now.
@@ -245,12 +290,22 @@ impl SequenceCache {
         }
         let (turn, prompt_tokens) = (self.turns, self.prompt_tokens);
         let result = self.open(pool, store, prompt_tokens, |method, cache| method.end_of_prompt(cache, turn));
+        self.close_gaps();
         self.window.iter_mut().for_each(WindowQueries::clear);
         self.turns += 1;
-        self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+        if self.methods.iter().any(|method| method.rewrites()) {
+            self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+        }
         self.prompt_tokens = 0;
         store.trim();
         result
+    }
+
+    /// Lets the rows of heads that want it stand without gaps again.
+    fn close_gaps(&mut self) {
+        for head in self.layers.iter_mut().flat_map(|layer| &mut layer.heads) {
+            head.close_gaps(self.len as u32);
+        }
     }
 
     /// Runs `hook` for each method, in the pipeline's order.
@@ -270,14 +325,23 @@ impl SequenceCache {
                 tokens: self.len,
                 new_tokens,
                 encoded: Vec::new(),
+                unread: OnceLock::new(),
             };
-            if let Err(error) = hook(&mut **method, &mut cache) {
-                // Rows may be missing: what is left serves no query, and is forgotten when the sequence is next cut.
-                self.rewritten_tokens = usize::MAX;
-                return Err(error);
+            let result = hook(&mut **method, &mut cache);
+            if let Err(error) = result.and(cache.unread.take().map_or(Ok(()), Err)) {
+                return Err(self.spoilt(error));
             }
         }
         Ok(())
+    }
+
+    /// After an error rows may be missing: what is left serves no query, and is forgotten when the sequence is next cut. What could
+    /// not be written to a file is still in RAM.
+    fn spoilt(&mut self, error: CacheError) -> CacheError {
+        if !matches!(error, CacheError::Spill(SpillError::Write { .. })) {
+            self.rewritten_tokens = usize::MAX;
+        }
+        error
     }
 
     /// Forgets all tokens from position `len` on, those of a step that was not committed included. Returns how many
@@ -313,6 +377,7 @@ impl SequenceCache {
             head.segments.truncate(1);
             head.statistics = Default::default();
             head.visits = None;
+            head.turns = None;
         }
         drop(returned);
         self.window.iter_mut().for_each(WindowQueries::clear);
@@ -333,6 +398,7 @@ impl SequenceCache {
             rewritten_tokens: self.rewritten_tokens,
             capacity_tokens: self.capacity_tokens,
             methods: self.methods.iter().map(|method| method.fork()).collect(),
+            pipeline: self.pipeline.clone(),
             evidence: self.evidence,
             window: self.window.clone(),
             returned: self.returned.clone(),
@@ -353,6 +419,11 @@ impl SequenceCache {
 
     pub(crate) fn head_cache(&self, layer: usize, kv_head: usize) -> &HeadCache {
         &self.layers[layer].heads[kv_head]
+    }
+
+    /// Rows of all heads.
+    fn rows(&self) -> usize {
+        self.segments().map(Segment::len).sum()
     }
 
     fn segments(&self) -> impl Iterator<Item = &Segment> {

@@ -33,13 +33,15 @@ pub struct KvShape {
     pub rotary: Vec<Option<Arc<Rotary>>>,
     /// Which model this is, for calibrations that hold for one model only; empty if nobody can say.
     pub fingerprint: String,
+    /// The stages of a pipeline that are built into the model's weights; empty for the weights of the file.
+    pub basis: String,
 }
 
 impl KvShape {
     /// Layers whose keys are not rotated.
     pub fn unrotated(layers: Vec<LayerShape>) -> Self {
         let rotary = vec![None; layers.len()];
-        Self { layers, rotary, fingerprint: String::new() }
+        Self { layers, rotary, fingerprint: String::new(), basis: String::new() }
     }
 
     /// Bytes of a plain bf16 cache of `tokens` tokens that keeps every token at every layer: the yardstick that

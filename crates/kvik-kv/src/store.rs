@@ -3,7 +3,7 @@
 //! A block holds one plane (keys or values) of one tile of one head, as bf16 rows or in some codec's encoding. Blocks of one
 //! size share a pool; a pool reserves address space for its capacity, and memory is taken when a block is first used. What
 //! holds a block knows it by its handle only, so a block may have several holders (shared prefixes, layers that share what
-//! they store) and may move. A sequence that is dropped leaves its blocks in a return list, and the store takes them back
+//! they store) and may move, to a file and back ([`spilled`](crate::spilled)). A sequence that is dropped leaves its blocks in a return list, and the store takes them back
 //! when it next hands out or counts.
 
 use std::{
@@ -11,10 +11,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use kvik_kernels::attention::{PlaneKind, TILE_TOKENS};
-use kvik_memory::{BlockId, BlockPool, BlockWriter, Owner, PoolExhausted};
+use kvik_kernels::attention::{PlaneKind, TILE_TOKENS, Turns};
+use kvik_memory::{BlockId, BlockPool, BlockWriter, Owner, PoolExhausted, SpillError};
 
-use crate::{KvShape, LayerShape, Method, SequenceCache};
+use crate::{KvShape, LayerShape, Method, SequenceCache, spilled::Spilled};
 
 /// Why a store cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,9 @@ pub enum CacheError {
     /// The system refused address space for blocks of another size.
     #[error(transparent)]
     Store(#[from] KvStoreError),
+    /// A block cannot be written to a file, or read back.
+    #[error(transparent)]
+    Spill(#[from] SpillError),
     /// A method of the pipeline cannot go on.
     #[error("{method}: {reason}")]
     Method {
@@ -48,6 +51,9 @@ pub enum CacheError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A cache cannot be exported.
+    #[error("the cache cannot be exported: {0}")]
+    Export(&'static str),
     /// An exported cache cannot be read.
     #[error("the exported cache cannot be used: {0}")]
     Import(String),
@@ -65,16 +71,33 @@ pub enum CacheError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Block(u32);
 
+impl Block {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Index of the pool that holds blocks of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct SizeClass(u16);
+pub(crate) struct SizeClass(pub(crate) u16);
 
 /// Where a block lies and who holds it.
 #[derive(Clone, Copy)]
-struct Entry {
-    class: SizeClass,
+pub(crate) struct Entry {
+    pub(crate) class: SizeClass,
     holders: u32,
-    place: BlockId,
+    pub(crate) place: Place,
+}
+
+/// Where a block lies.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    /// In its pool.
+    Pool(BlockId),
+    /// In RAM, read back from a file that still holds it.
+    Loose(u32),
+    /// In a file only.
+    Away,
 }
 
 /// Blocks that dropped sequences left behind.
@@ -90,7 +113,8 @@ impl ReturnList {
 /// Storage of cached keys and values.
 pub struct KvStore {
     shape: KvShape,
-    pools: Vec<BlockPool>,
+    pub(crate) pools: Vec<BlockPool>,
+    pub(crate) spilled: Spilled,
     /// By handle; a handle that is not in use stands in `free`.
     table: Vec<Option<Entry>>,
     free: Vec<Block>,
@@ -100,6 +124,8 @@ pub struct KvStore {
     most_planes: usize,
     capacity_tokens: usize,
     returned: ReturnList,
+    /// Rotations that move keys, one for each kind that was asked for.
+    turns: Vec<Arc<Turns>>,
 }
 
 impl KvStore {
@@ -140,6 +166,7 @@ impl KvStore {
         Ok(Self {
             shape,
             pools,
+            spilled: Spilled::default(),
             // Twice as many handles as planes: what is rewritten stands beside its new form for a moment.
             table: Vec::with_capacity(most_planes.saturating_mul(2).min(1 << 24)),
             free: Vec::with_capacity(most_planes.saturating_mul(2).min(1 << 24)),
@@ -147,6 +174,7 @@ impl KvStore {
             most_planes,
             capacity_tokens,
             returned: ReturnList::default(),
+            turns: Vec::new(),
         })
     }
 
@@ -162,7 +190,7 @@ impl KvStore {
 
     /// A new, empty sequence that keeps every token as it is.
     pub fn sequence(&self) -> SequenceCache {
-        SequenceCache::new(self, self.returned.clone(), Vec::new())
+        SequenceCache::new(self, self.returned.clone(), Vec::new(), Some(crate::Pipeline::full().to_string()))
     }
 
     /// A new, empty sequence whose cache the methods of `pipeline` rewrite.
@@ -170,36 +198,64 @@ impl KvStore {
     /// # Errors
     /// [`CacheError::Method`] if a method does not fit this model.
     pub fn sequence_with(&self, pipeline: &crate::Pipeline) -> Result<SequenceCache, CacheError> {
-        Ok(self.sequence_of(pipeline.methods(&self.shape)?))
+        let methods = pipeline.methods(&self.shape)?;
+        Ok(SequenceCache::new(self, self.returned.clone(), methods, Some(pipeline.to_string())))
     }
 
     /// A new, empty sequence whose cache `methods` rewrite, those of a pipeline or others.
     pub fn sequence_of(&self, methods: Vec<Box<dyn Method>>) -> SequenceCache {
-        SequenceCache::new(self, self.returned.clone(), methods)
+        SequenceCache::new(self, self.returned.clone(), methods, None)
     }
 
-    /// Bytes of the blocks in use.
+    /// Bytes of RAM that blocks in use take.
     pub fn used_bytes(&self) -> usize {
-        let used: usize = self.pools.iter().map(|pool| pool.used_bytes()).sum();
-        // A block in the return list is free once every holder has left.
+        let pools: usize = self.pools.iter().map(|pool| pool.used_bytes()).sum();
+        let in_ram = |block| if self.takes_ram(block) { self.block_bytes(block) } else { 0 };
+        pools + self.spilled.ram_bytes() - self.left_behind(in_ram)
+    }
+
+    /// Blocks in use: handles that a sequence holds.
+    pub fn used_blocks(&mut self) -> usize {
+        self.take_back();
+        self.table.len() - self.free.len()
+    }
+
+    /// Bytes of files that blocks in use take, those that are in RAM as well included.
+    pub fn file_bytes(&self) -> usize {
+        self.spilled.file_bytes() - self.left_behind(|block| self.spilled.file_bytes_of(block))
+    }
+
+    /// The sum over the blocks of the return list that are free, because every holder has left.
+    fn left_behind(&self, bytes: impl Fn(Block) -> usize) -> usize {
         let mut leaving: Vec<Block> = self.returned.lock().clone();
         leaving.sort_unstable_by_key(|block| block.0);
-        let returned: usize = leaving
+        leaving
             .chunk_by(|a, b| a == b)
             .filter(|holders| self.entry(holders[0]).holders as usize == holders.len())
-            .map(|holders| self.block_bytes(holders[0]))
-            .sum();
-        used - returned
+            .map(|holders| bytes(holders[0]))
+            .sum()
     }
 
-    /// Gives the pages of free blocks back to the system, so that the process shrinks with the cache.
+    /// Gives the pages of free blocks back to the system, so that the process shrinks with the cache, and so do files.
     pub fn trim(&mut self) {
         self.take_back();
         self.pools.iter_mut().for_each(BlockPool::trim);
+        self.spilled.trim();
     }
 
     pub(crate) fn layer(&self, layer: usize) -> LayerShape {
         self.shape.layers[layer]
+    }
+
+    /// What moves the keys of a layer to other positions; `None` if they are not rotated.
+    pub(crate) fn turns(&mut self, layer: usize) -> Option<Arc<Turns>> {
+        let rotary = self.shape.rotary[layer].as_ref()?;
+        if let Some(turns) = self.turns.iter().find(|turns| turns.rotary() == rotary) {
+            return Some(Arc::clone(turns));
+        }
+        let turns = Arc::new(Turns::new(Arc::clone(rotary)));
+        self.turns.push(Arc::clone(&turns));
+        Some(turns)
     }
 
     /// Where a layer's bf16 rows go.
@@ -230,7 +286,7 @@ impl KvStore {
         let pool = &mut self.pools[class.0 as usize];
         let place = pool.take()?;
         pool.block_mut(place).fill(0);
-        let entry = Some(Entry { class, holders: 1, place });
+        let entry = Some(Entry { class, holders: 1, place: Place::Pool(place) });
         if let Some(block) = self.free.pop() {
             self.table[block.0 as usize] = entry;
             return Ok(block);
@@ -251,21 +307,39 @@ impl KvStore {
         entry.holders -= 1;
         if entry.holders == 0 {
             let Entry { class, place, .. } = *entry;
-            self.pools[class.0 as usize].give_back(place);
+            let pool = &mut self.pools[class.0 as usize];
+            self.spilled.release(block, place, pool.block_bytes());
+            if let Place::Pool(id) = place {
+                pool.give_back(id);
+            }
             self.table[block.0 as usize] = None;
             self.free.push(block);
         }
     }
 
-    /// `block` itself if nobody else holds it, otherwise a copy in its place.
-    pub(crate) fn owned(&mut self, block: Block) -> Result<Block, PoolExhausted> {
-        let Entry { class, holders, place } = *self.entry(block);
+    /// `block` itself if nobody else holds it, otherwise a copy in its place; in RAM and ready to be written.
+    ///
+    /// # Errors
+    /// [`CacheError::Full`] if there is no room, [`CacheError::Spill`] if it lies in a file and cannot be read.
+    pub(crate) fn owned(&mut self, block: Block) -> Result<Block, CacheError> {
+        let Entry { class, holders, .. } = *self.entry(block);
         if holders == 1 {
+            self.settle(block)?;
             return Ok(block);
         }
+        self.bring(block)?;
         let copy = self.take(class)?;
-        let target = self.entry(copy).place;
-        self.pools[class.0 as usize].copy(place, target);
+        let pool = &mut self.pools[class.0 as usize];
+        match (
+            self.table[block.0 as usize].map(|entry| entry.place),
+            self.table[copy.0 as usize].map(|entry| entry.place),
+        ) {
+            (Some(Place::Pool(from)), Some(Place::Pool(to))) => pool.copy(from, to),
+            (Some(Place::Loose(from)), Some(Place::Pool(to))) => {
+                pool.block_mut(to).copy_from_slice(self.spilled.loose(from))
+            }
+            _ => unreachable!("the block was brought, the copy is new"),
+        }
         self.release(block);
         Ok(copy)
     }
@@ -275,18 +349,35 @@ impl KvStore {
         self.entry(block).holders as usize
     }
 
+    /// Bytes of a block in RAM, in equal parts for all who hold it.
+    pub(crate) fn share_bytes(&self, block: Block) -> usize {
+        self.block_bytes(block) / self.holders(block)
+    }
+
+    /// The pool that a block lies in.
+    pub(crate) fn class(&self, block: Block) -> SizeClass {
+        self.entry(block).class
+    }
+
     pub(crate) fn block_bytes(&self, block: Block) -> usize {
         self.pools[self.entry(block).class.0 as usize].block_bytes()
     }
 
+    /// The bytes of a block that is in RAM.
     pub(crate) fn bytes(&self, block: Block) -> &[u8] {
         let Entry { class, place, .. } = *self.entry(block);
-        self.pools[class.0 as usize].block(place)
+        match place {
+            Place::Pool(id) => self.pools[class.0 as usize].block(id),
+            Place::Loose(index) => self.spilled.loose(index),
+            Place::Away => panic!("blocks are brought before they are read"),
+        }
     }
 
+    /// The bytes of a block that is new or [`owned`](Self::owned).
     pub(crate) fn bytes_mut(&mut self, block: Block) -> &mut [u8] {
         let Entry { class, place, .. } = *self.entry(block);
-        self.pools[class.0 as usize].block_mut(place)
+        let Place::Pool(id) = place else { panic!("blocks are owned before they are written") };
+        self.pools[class.0 as usize].block_mut(id)
     }
 
     /// The bf16 rows of a plane.
@@ -311,11 +402,11 @@ impl KvStore {
         }
     }
 
-    fn entry(&self, block: Block) -> &Entry {
+    pub(crate) fn entry(&self, block: Block) -> &Entry {
         self.table[block.0 as usize].as_ref().expect("a holder's block is in the table")
     }
 
-    fn entry_mut(&mut self, block: Block) -> &mut Entry {
+    pub(crate) fn entry_mut(&mut self, block: Block) -> &mut Entry {
         self.table[block.0 as usize].as_mut().expect("a holder's block is in the table")
     }
 }
@@ -330,7 +421,8 @@ impl StoreWriter<'_> {
     /// Runs `write` on the first `len` numbers of a block.
     pub(crate) fn with_rows<R>(&self, block: Block, len: usize, write: impl FnOnce(&mut [u16]) -> R) -> R {
         let entry = self.table[block.0 as usize].as_ref().expect("a holder's block is in the table");
-        self.pools.with_block_of(entry.class.0 as usize, entry.place, |bytes| {
+        let Place::Pool(id) = entry.place else { panic!("blocks are owned before they are written") };
+        self.pools.with_block_of(entry.class.0 as usize, id, |bytes| {
             write(&mut bytemuck::cast_slice_mut(bytes)[..len])
         })
     }

@@ -7,6 +7,8 @@
 //! - [`Buffer`]: anonymous, 64-byte-aligned, zeroed bytes (in huge pages where the system grants them);
 //! - [`MappedFile`]: a read-only file mapping whose pages can be given back once they were consumed;
 //! - [`BlockPool`]: equal blocks from one reservation, recycled through a free list;
+//! - [`HeapBlock`]: one block by itself, for bytes that were read from a file;
+//! - [`SpillFile`]: blocks that lie in a file, with checksums, and [`ReadAhead`], which reads them before they are needed;
 //! - [`counters`]: bytes per [`Owner`], and what the operating system says of the process.
 
 #![deny(missing_docs)]
@@ -14,10 +16,16 @@
 mod block_pool;
 mod buffer;
 pub mod counters;
+mod heap_block;
 mod mapped_file;
 mod mapping;
+mod read_ahead;
+mod spill_file;
 
 pub use block_pool::{BlockId, BlockPool, BlockWriter, PoolExhausted};
 pub use buffer::Buffer;
 pub use counters::Owner;
+pub use heap_block::HeapBlock;
 pub use mapped_file::MappedFile;
+pub use read_ahead::ReadAhead;
+pub use spill_file::{Slot, SlotRead, SpillError, SpillFile};

@@ -2,8 +2,8 @@
 
 use std::{cell::Cell, sync::Arc};
 
-use kvik_kernels::{ThreadPool, attention::AttentionShape};
-use kvik_kv::{CacheError, KvShape, KvStore};
+use kvik_kernels::{ThreadPool, attention::AttentionShape, matmul::PackError};
+use kvik_kv::{CacheError, KvShape, KvStore, Method, Pipeline};
 
 use crate::{
     Checkpoint,
@@ -59,6 +59,17 @@ pub enum ForwardError {
     /// cache already.
     #[error(transparent)]
     Cache(#[from] CacheError),
+}
+
+/// Why a model's weights cannot be made ready for a pipeline.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A method does not fit the model.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A changed weight cannot be packed.
+    #[error("cannot change the weights as the pipeline asks: {0}")]
+    Pack(#[from] PackError),
 }
 
 /// What a model is, for people and for planning.
@@ -118,9 +129,45 @@ impl Model {
         Ok(Self {
             network,
             config,
-            kv_shape: KvShape { layers, rotary, fingerprint: String::new() },
+            kv_shape: KvShape { layers, rotary, fingerprint: checkpoint.fingerprint(), basis: String::new() },
             step_weights: loaded.get(),
         })
+    }
+
+    /// Builds into the weights what the methods of `pipeline` ask for: from then on its sequences have that pipeline's methods,
+    /// or none.
+    ///
+    /// # Errors
+    /// [`PrepareError`] if a method does not fit the model, or there is no memory.
+    pub fn prepare_for(&mut self, pool: &ThreadPool, pipeline: &Pipeline) -> Result<(), PrepareError> {
+        let methods = pipeline.build(&self.kv_shape)?;
+        self.change_value_bases(pool, &methods)?;
+        self.kv_shape.basis = pipeline.basis(&methods);
+        Ok(())
+    }
+
+    /// Builds the bases that `methods` ask for into the weights ([`Method::value_bases`]).
+    ///
+    /// # Errors
+    /// [`PackError`] if there is no memory.
+    pub fn change_value_bases(
+        &mut self,
+        pool: &ThreadPool,
+        methods: &[Box<dyn Method>],
+    ) -> Result<(), PackError> {
+        let layers = self.network.attention_layers_mut().into_iter().enumerate();
+        for ((index, attention), shape) in layers.zip(&mut self.kv_shape.layers) {
+            for method in methods {
+                if let Some(bases) = method.value_bases(index, *shape) {
+                    let count = &mut self.step_weights.layers;
+                    attention.value_weights().into_iter().for_each(|weight| count.remove(weight));
+                    attention.change_value_bases(pool, &bases)?;
+                    attention.value_weights().into_iter().for_each(|weight| count.add(weight));
+                    *shape = attention.cache_shape();
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What the model is.

@@ -82,13 +82,21 @@ pub struct StepWeights {
 }
 
 impl WeightCount {
-    fn add(&mut self, matrix: &PackedMatrix) {
-        let numbers = matrix.out_features() * matrix.in_features();
+    pub(crate) fn add(&mut self, matrix: &PackedMatrix) {
         self.bytes += matrix.bytes();
-        match matrix.ty() {
-            TensorType::F32 | TensorType::F16 => self.floating += numbers,
-            TensorType::BF16 => self.bf16 += numbers,
-            _ => self.quantized += numbers,
+        *self.numbers(matrix.ty()) += matrix.out_features() * matrix.in_features();
+    }
+
+    pub(crate) fn remove(&mut self, matrix: &PackedMatrix) {
+        self.bytes -= matrix.bytes();
+        *self.numbers(matrix.ty()) -= matrix.out_features() * matrix.in_features();
+    }
+
+    fn numbers(&mut self, ty: TensorType) -> &mut usize {
+        match ty {
+            TensorType::F32 | TensorType::F16 => &mut self.floating,
+            TensorType::BF16 => &mut self.bf16,
+            _ => &mut self.quantized,
         }
     }
 }

@@ -9,35 +9,54 @@ use std::{
 };
 
 use kvik::method_page::method_page;
+use kvik_eval::reproduce::{Record, table};
 use kvik_kv::methods::METHODS;
 
 fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")
 }
 
+/// Holds the file at `path` to be `text`, or writes it when the book is to be updated.
+fn stands_in(path: &Path, text: &str) {
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let found = fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(found, text, "{} is out of date: UPDATE_DOCS=1 writes it anew", path.display());
+}
+
 #[test]
 fn every_method_has_the_page_that_its_header_gives() {
     let folder = docs().join("methods");
-    let update = std::env::var_os("UPDATE_DOCS").is_some();
-    let summary = fs::read_to_string(docs().join("SUMMARY.md")).unwrap();
     for method in METHODS {
-        let path = folder.join(format!("{}.md", method.name));
-        let page = method_page(method);
-        if update {
-            fs::write(&path, &page).unwrap();
-        }
-        let found = fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(found, page, "{} is out of date: UPDATE_DOCS=1 writes it anew", path.display());
-        assert!(
-            summary.contains(&format!("methods/{}.md", method.name)),
-            "{} is not in SUMMARY.md",
-            method.name
-        );
+        stands_in(&folder.join(format!("{}.md", method.name)), &method_page(method));
     }
     let pages = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let known: HashSet<String> = METHODS.iter().map(|method| format!("{}.md", method.name)).collect();
     let orphans: Vec<String> = pages.filter(|page| !known.contains(page)).collect();
     assert!(orphans.is_empty(), "pages without a method: {orphans:?}");
+}
+
+#[test]
+fn every_method_stands_in_the_table_of_contents() {
+    let path = docs().join("SUMMARY.md");
+    let summary = fs::read_to_string(&path).unwrap();
+    let (before, rest) = summary.split_once("# Methods\n").unwrap();
+    let after = &rest[rest.find("\n# ").unwrap()..];
+    let methods: String =
+        METHODS.iter().map(|method| format!("- [`{0}`](methods/{0}.md)\n", method.name)).collect();
+    stands_in(&path, &format!("{before}# Methods\n\n{methods}{after}"));
+}
+
+#[test]
+fn the_table_of_reproductions_is_that_of_the_records() {
+    let records = fs::read_dir(docs().join("../reproductions")).unwrap();
+    let mut records: Vec<Record> = records
+        .map(|entry| serde_json::from_str(&fs::read_to_string(entry.unwrap().path()).unwrap()).unwrap())
+        .collect();
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    stands_in(&docs().join("reproductions.md"), &table(&records));
 }
 
 #[test]

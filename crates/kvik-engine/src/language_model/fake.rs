@@ -96,7 +96,11 @@ impl LanguageModel for Bigram {
     }
 
     fn kv_bytes(&self) -> KvBytes {
-        KvBytes { in_use: self.cached.len() * Self::KV_BYTES, uncompressed_bf16: self.cached.len() * 20 }
+        KvBytes {
+            in_use: self.cached.len() * Self::KV_BYTES,
+            in_files: 0,
+            uncompressed_bf16: self.cached.len() * 20,
+        }
     }
 }
 

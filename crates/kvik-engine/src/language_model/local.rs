@@ -57,6 +57,7 @@ impl LanguageModel for BoundModel<'_> {
         let store = &self.local.store;
         KvBytes {
             in_use: self.cache.used_bytes(store),
+            in_files: self.cache.file_bytes(store),
             uncompressed_bf16: store.shape().bf16_bytes(self.cache.len()),
         }
     }

@@ -67,8 +67,10 @@ pub struct Row {
     pub score: Estimate,
     /// How far the score lies above the full cache's on the same items.
     pub difference: Option<Estimate>,
-    /// Bytes of keys and values after the prompt, from the allocator, mean over items.
+    /// Bytes of RAM of keys and values after the prompt, from the allocator, mean over items.
     pub kv_bytes: f64,
+    /// Bytes of files that they take, mean over items.
+    pub kv_file_bytes: f64,
     /// These as a share of the full cache's.
     pub kv_share: f64,
     /// Prompt tokens per second, the method's work included.

@@ -63,6 +63,7 @@ impl<'a> Sums<'a> {
                     .then(|| paired_difference(&own, &full_weighted, self.seed, show))
                     .flatten(),
                 kv_bytes,
+                kv_file_bytes: mean(outcomes.iter().map(|outcome| outcome.usage.kv_file_bytes as f64)),
                 kv_share: kv_bytes / full_bytes.max(1.0),
                 prefill_tokens_per_second: prefilled / usage(|o| o.usage.prefill_seconds).max(1e-9),
                 decode_ms_per_token: (decoded > 0.0)

@@ -76,19 +76,28 @@ impl Report {
 impl TaskReport {
     /// Scores, memory and time, variant by variant.
     pub(super) fn scores(&self) -> Table {
-        let header =
-            ["kv", &self.metric, "against full", "KV MiB", "of full", "prompt tok/s", "decode ms/tok"];
+        let mut header =
+            vec!["kv", &self.metric, "against full", "KV MiB", "of full", "prompt tok/s", "decode ms/tok"];
+        let mib = |bytes: f64| format!("{:.2}", bytes / f64::from(1 << 20));
+        let files = self.rows.iter().any(|row| row.kv_file_bytes > 0.0);
+        if files {
+            header.push("file MiB");
+        }
         let mut table = Table::new(header);
         for row in &self.rows {
-            table.push(vec![
+            let mut cells = vec![
                 row.kv.clone(),
                 with_interval(row.score),
                 row.difference.map_or_else(String::new, signed),
-                format!("{:.2}", row.kv_bytes / f64::from(1 << 20)),
+                mib(row.kv_bytes),
                 format!("{:.1} %", 100.0 * row.kv_share),
                 format!("{:.0}", row.prefill_tokens_per_second),
                 row.decode_ms_per_token.map_or_else(String::new, |ms| format!("{ms:.2}")),
-            ]);
+            ];
+            if files {
+                cells.push(mib(row.kv_file_bytes));
+            }
+            table.push(cells);
         }
         if let Some(chance) = self.chance {
             table.push(vec!["chance".to_owned(), with_interval(chance)]);

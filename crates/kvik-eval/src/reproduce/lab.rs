@@ -143,9 +143,14 @@ impl<'a> Lab<'a> {
         Ok(sum / (tokens.len() - 1) as f64)
     }
 
-    /// Bytes of the cache of `session`.
+    /// Bytes of RAM that the cache of `session` takes.
     pub fn kv_bytes(&self, session: &Session) -> f64 {
         self.engine.kv_bytes(session) as f64
+    }
+
+    /// Bytes of files that the cache of `session` takes.
+    pub fn kv_file_bytes(&self, session: &Session) -> f64 {
+        self.engine.kv_file_bytes(session) as f64
     }
 
     /// Bytes of an uncompressed bf16 cache of `tokens` tokens.

@@ -7,10 +7,14 @@
 //!
 //! A new experiment is one file here and one line in [`EXPERIMENTS`].
 
+mod h2o;
 mod kivi;
 mod lab;
+mod minicache;
 mod record;
+mod scbench;
 mod snapkv;
+mod tier;
 
 pub use lab::{Lab, Scale};
 pub use record::{Finding, Machine, Measurement, Record, table};
@@ -39,7 +43,8 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] = &[&kivi::Kivi, &snapkv::SnapKv];
+pub const EXPERIMENTS: &[&dyn Experiment] =
+    &[&h2o::H2o, &kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv, &tier::Tier];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]

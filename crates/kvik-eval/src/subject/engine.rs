@@ -88,4 +88,8 @@ impl Subject for EngineSubject<'_> {
     fn kv_bytes(&self, sequence: &EngineSequence) -> usize {
         self.engine.kv_bytes(&sequence.session)
     }
+
+    fn kv_file_bytes(&self, sequence: &EngineSequence) -> usize {
+        self.engine.kv_file_bytes(&sequence.session)
+    }
 }

@@ -51,8 +51,14 @@ pub trait Subject {
     /// The logits `[vocab]` about the token that follows.
     fn logits<'a>(&self, sequence: &'a Self::Sequence) -> &'a [f32];
 
-    /// Bytes that the allocator holds for the keys and values of a sequence.
+    /// Bytes of RAM that the allocator holds for the keys and values of a sequence.
     fn kv_bytes(&self, sequence: &Self::Sequence) -> usize;
+
+    /// Bytes of files that they take; none, for a subject that has no files.
+    fn kv_file_bytes(&self, sequence: &Self::Sequence) -> usize {
+        let _ = sequence;
+        0
+    }
 }
 
 /// The most likely token, the lowest id of several; `None` when no logit is finite.

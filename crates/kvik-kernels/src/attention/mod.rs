@@ -43,8 +43,8 @@ mod tile;
 
 pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
 pub use column_sums::{ColumnSums, ObservedRows, column_sums};
-pub use encoding::Affine;
-pub use rotary::{PairLayout, Rotary};
+pub use encoding::{Affine, codec};
+pub use rotary::{PairLayout, Rotary, Turns};
 pub use scratch::AttentionScratch;
 pub use stored::{Codec, PlaneKind, StoredPlane, StoredTile, TileBuffer};
 pub use tile::{Positions, RowScales, TILE_TOKENS, Tile, TileShape, from_bf16, to_bf16};

@@ -8,7 +8,7 @@
 
 use super::{
     Tile, TileShape,
-    rotary::Rotary,
+    rotary::{Rotary, Turns},
     tile::{Positions, RowScales},
 };
 
@@ -76,9 +76,10 @@ pub struct StoredTile<'a> {
     pub bias: Option<&'a [f32]>,
     /// Magnitudes of the rows, if they are stored apart.
     pub scales: Option<RowScales<'a>>,
-    /// The keys are stored before rotation: what turns them, and the position of the tile's first row if rows are to turn by
-    /// their place in the cache and not by their positions.
-    pub rotation: Option<(&'a Rotary, Option<u32>)>,
+    /// The keys are stored before rotation: what turns them, each by its position.
+    pub rotation: Option<&'a Rotary>,
+    /// Keys are seen further along than their positions: what turns them, and by how many positions more, `[TILE_TOKENS]`.
+    pub shifts: Option<(&'a Turns, &'a [u32])>,
 }
 
 /// Space for one decoded tile.
@@ -110,7 +111,7 @@ impl<'a> From<Tile<'a>> for StoredTile<'a> {
     fn from(tile: Tile<'a>) -> Self {
         let Tile { keys, values, len, positions, bias, scales } = tile;
         let (keys, values) = (StoredPlane::Rows(keys), StoredPlane::Rows(values));
-        Self { keys, values, len, positions, bias, scales, rotation: None }
+        Self { keys, values, len, positions, bias, scales, rotation: None, shifts: None }
     }
 }
 
@@ -119,14 +120,17 @@ impl<'a> StoredTile<'a> {
     pub fn decode(&self, shape: TileShape, buffer: &'a mut TileBuffer) -> Tile<'a> {
         let Self { len, positions, bias, scales, rotation, .. } = *self;
         let TileBuffer { keys: key_buffer, values: value_buffer } = buffer;
-        let keys = match (self.keys, rotation) {
-            (StoredPlane::Rows(keys), None) => keys,
-            (plane, rotation) => {
+        let shifts = self.shifts.filter(|(_, by)| by[..len].iter().any(|&by| by > 0));
+        let keys = match (self.keys, rotation, shifts) {
+            (StoredPlane::Rows(keys), None, None) => keys,
+            (plane, ..) => {
                 let keys = key_buffer.numbers(shape.key_len());
                 plane.decode(PlaneKind::Keys, shape, len, keys);
-                if let Some((rotary, slot)) = rotation {
-                    let positions = slot.map_or(positions, Positions::From);
+                if let Some(rotary) = rotation {
                     rotary.rotate_tile(shape, len, positions, keys);
+                }
+                if let Some((turns, by)) = shifts {
+                    turns.turn_tile(shape, &by[..len], keys);
                 }
                 keys
             }

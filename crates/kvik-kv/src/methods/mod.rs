@@ -1,14 +1,26 @@
 //! Every method, one file each. A new one is a file here, its name in the first list and its `INFO` in the second.
 
+pub mod h2o;
+pub mod hadamard;
 pub mod kivi;
 pub mod l2norm;
 pub mod minicache;
 pub mod random;
 pub mod snapkv;
 pub mod streaming;
+pub mod tier;
 
 use crate::MethodInfo;
 
 /// All methods, by name.
-pub static METHODS: &[&MethodInfo] =
-    &[&kivi::INFO, &l2norm::INFO, &minicache::INFO, &random::INFO, &snapkv::INFO, &streaming::INFO];
+pub static METHODS: &[&MethodInfo] = &[
+    &h2o::INFO,
+    &hadamard::INFO,
+    &kivi::INFO,
+    &l2norm::INFO,
+    &minicache::INFO,
+    &random::INFO,
+    &snapkv::INFO,
+    &streaming::INFO,
+    &tier::INFO,
+];

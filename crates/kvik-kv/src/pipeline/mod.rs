@@ -74,13 +74,49 @@ impl Pipeline {
     /// The methods for one new sequence.
     ///
     /// # Errors
-    /// [`CacheError::Method`] if a method does not fit a model of this `shape`.
+    /// [`CacheError::Method`] if a method does not fit a model of this `shape`, or changes weights that were loaded otherwise.
     pub fn methods(&self, shape: &KvShape) -> Result<Vec<Box<dyn Method>>, CacheError> {
+        let methods = self.build(shape)?;
+        let asked = self.basis(&methods);
+        match self.stages.first() {
+            Some(stage) if asked != shape.basis => {
+                let loaded = if shape.basis.is_empty() { "as they are in the file" } else { &shape.basis };
+                let asked = if asked.is_empty() { "them as they are in the file" } else { &asked };
+                let reason = format!(
+                    "the model's weights were loaded {loaded}, and the pipeline '{self}' needs {asked}; load the model with this pipeline"
+                );
+                Err(CacheError::Method { method: stage.method.name, reason })
+            }
+            _ => Ok(methods),
+        }
+    }
+
+    /// The methods, whatever the weights were loaded for.
+    ///
+    /// # Errors
+    /// [`CacheError::Method`] if a method does not fit a model of this `shape`.
+    pub fn build(&self, shape: &KvShape) -> Result<Vec<Box<dyn Method>>, CacheError> {
         let build = |stage: &Stage| {
             (stage.method.build)(&stage.arguments, shape)
                 .map_err(|reason| CacheError::Method { method: stage.method.name, reason })
         };
         self.stages.iter().map(build).collect()
+    }
+
+    /// The stages that change weights, as [`KvShape::basis`] has them; `methods` are those of [`Self::build`].
+    pub fn basis(&self, methods: &[Box<dyn Method>]) -> String {
+        let changing = self.stages.iter().zip(methods).filter(|(_, method)| method.changes_weights());
+        changing.map(|(stage, _)| stage.to_string()).collect::<Vec<_>>().join("+")
+    }
+}
+
+/// The stage with the arguments that differ from the defaults.
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.method.name)?;
+        let given: Vec<String> =
+            self.arguments.given().map(|(name, value)| format!("{name}={value}")).collect();
+        if given.is_empty() { Ok(()) } else { write!(f, "({})", given.join(",")) }
     }
 }
 
@@ -92,12 +128,7 @@ impl fmt::Display for Pipeline {
         }
         for (index, stage) in self.stages.iter().enumerate() {
             let plus = if index == 0 { "" } else { "+" };
-            write!(f, "{plus}{}", stage.method.name)?;
-            let mut given = stage.arguments.given().peekable();
-            if given.peek().is_some() {
-                let given: Vec<String> = given.map(|(name, value)| format!("{name}={value}")).collect();
-                write!(f, "({})", given.join(","))?;
-            }
+            write!(f, "{plus}{stage}")?;
         }
         Ok(())
     }
@@ -108,6 +139,8 @@ impl fmt::Debug for Pipeline {
         write!(f, "Pipeline({self})")
     }
 }
+
+impl Eq for Pipeline {}
 
 /// Pipelines are equal if they do the same: a default that is written out makes no difference.
 impl PartialEq for Pipeline {

@@ -27,7 +27,7 @@ impl Direction {
             Self::Heads => "what each head keeps",
             Self::Tokens => "which tokens stay",
             Self::Depth => "what layers share",
-            Self::Channels => "the channels of keys, and which tokens are read",
+            Self::Channels => "the channels of keys and values, and which tokens are read",
             Self::Bits => "the bits of each number",
             Self::Place => "where the cache lies",
         }

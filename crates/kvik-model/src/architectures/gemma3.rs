@@ -82,6 +82,10 @@ impl Network for Gemma3 {
         self.blocks.iter().map(|block| &block.attention).collect()
     }
 
+    fn attention_layers_mut(&mut self) -> Vec<&mut Attention> {
+        self.blocks.iter_mut().map(|block| &mut block.attention).collect()
+    }
+
     fn rope(&self, layer: usize) -> Option<&Rope> {
         Some(if self.blocks[layer].attention.is_windowed() { &self.local_rope } else { &self.global_rope })
     }

@@ -73,6 +73,10 @@ impl Network for GptNeoX {
         self.blocks.iter().map(|block| &block.attention).collect()
     }
 
+    fn attention_layers_mut(&mut self) -> Vec<&mut Attention> {
+        self.blocks.iter_mut().map(|block| &mut block.attention).collect()
+    }
+
     fn rope(&self, _layer: usize) -> Option<&Rope> {
         Some(&self.rope)
     }

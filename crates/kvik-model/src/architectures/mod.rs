@@ -55,6 +55,9 @@ pub trait Network: Send + Sync {
     /// The attention of every layer, in the order of the cache's layers.
     fn attention_layers(&self) -> Vec<&Attention>;
 
+    /// The same, to change their weights.
+    fn attention_layers_mut(&mut self) -> Vec<&mut Attention>;
+
     /// What turns the keys of a layer; `None` if nothing does.
     fn rope(&self, layer: usize) -> Option<&Rope>;
 

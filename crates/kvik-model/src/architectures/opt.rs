@@ -96,6 +96,10 @@ impl Network for Opt {
         self.blocks.iter().map(|block| &block.attention).collect()
     }
 
+    fn attention_layers_mut(&mut self) -> Vec<&mut Attention> {
+        self.blocks.iter_mut().map(|block| &mut block.attention).collect()
+    }
+
     fn rope(&self, _layer: usize) -> Option<&Rope> {
         None
     }

@@ -160,7 +160,7 @@ impl<'a, 'b> Pass<'a, 'b> {
         out
     }
 
-    /// Lets the methods of each sequence see its queries first.
+    /// Lets the methods of each sequence see its queries first, then brings what they will visit.
     fn before_attention(&mut self, layer: usize, shape: &AttentionShape, queries: &Rows) {
         let mut rows = SpanRows::default();
         for span in self.spans.iter_mut() {
@@ -168,6 +168,11 @@ impl<'a, 'b> Pass<'a, 'b> {
             if self.failure.is_none() {
                 let seen = span.cache.before_attention(self.pool, self.store, layer, step);
                 self.failure = seen.err();
+            }
+        }
+        for span in self.spans.iter_mut() {
+            if self.failure.is_none() {
+                self.failure = span.cache.bring_visited(self.store, layer).err();
             }
         }
     }
@@ -179,7 +184,8 @@ impl<'a, 'b> Pass<'a, 'b> {
             let start = rows.0 * shape.heads;
             let step = rows.next(span, shape, queries, &self.workspace.positions);
             let log_sum_exp = &self.workspace.log_sum_exp[start..rows.0 * shape.heads];
-            span.cache.observe(self.pool, self.store, layer, step, log_sum_exp);
+            let seen = span.cache.observe(self.pool, self.store, layer, step, log_sum_exp);
+            self.failure = self.failure.take().or(seen.err());
         }
     }
 

@@ -74,6 +74,7 @@ impl LoadArgs {
             context_tokens: self.ctx,
             prefill_chunk_tokens: self.prefill_chunk,
             sessions,
+            pipeline: pipeline.clone(),
         };
         let engine = Engine::load(&path, &options)?;
         Ok(Loaded { engine, path, pipeline })

@@ -66,9 +66,9 @@ pub struct Args {
     /// Tokens that `ppl`, `kl` and `copy` follow behind the prompt
     #[arg(long, value_name = "N", default_value_t = Plan::default().forced_tokens, value_parser = at_least_one)]
     forced: usize,
-    /// How the questions of `scbench` hang together [default: both]
-    #[arg(long, value_enum)]
-    mode: Option<ModeName>,
+    /// How the questions of `scbench` hang together
+    #[arg(long, value_enum, default_value_t = ModeName::Both)]
+    mode: ModeName,
     /// Where the first question stands when the method acts
     #[arg(long, value_enum, default_value_t = PlaceName::WithContext)]
     question: PlaceName,
@@ -106,6 +106,8 @@ enum BaselineName {
 /// [`Mode`] on the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum ModeName {
+    /// Either way, one after the other
+    Both,
     /// One conversation on golden answers
     MultiTurn,
     /// Requests that each start from the context alone
@@ -137,7 +139,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => Journal::in_memory(),
     };
 
-    let mut loaded = args.load.with(SESSIONS, Pipeline::full())?;
+    let mut loaded = args.load.with(SESSIONS, args.kv.first().cloned().unwrap_or_default())?;
     let settings = Settings {
         model: loaded.name(),
         question: match args.question {
@@ -181,9 +183,9 @@ impl Args {
             turns: self.turns,
             forced_tokens: self.forced,
             modes: match self.mode {
-                None => Plan::default().modes,
-                Some(ModeName::MultiTurn) => vec![Mode::MultiTurn],
-                Some(ModeName::MultiRequest) => vec![Mode::MultiRequest],
+                ModeName::Both => Plan::default().modes,
+                ModeName::MultiTurn => vec![Mode::MultiTurn],
+                ModeName::MultiRequest => vec![Mode::MultiRequest],
             },
         }
     }

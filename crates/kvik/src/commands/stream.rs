@@ -86,8 +86,12 @@ impl PrefillNote {
 /// One line about what a text cost.
 pub fn statistics(generation: &Generation) -> String {
     let peak = counters::peak_resident_bytes().map(|bytes| format!(" · peak memory {}", HumanBytes(bytes)));
+    let in_files = match generation.kv_bytes_in_files {
+        0 => String::new(),
+        bytes => format!(" in RAM, {} in a file", HumanBytes(bytes as u64)),
+    };
     format!(
-        "{} prompt tokens at {:.0}/s · {} tokens at {:.1}/s · first after {:.2} s{} · KV {}",
+        "{} prompt tokens at {:.0}/s · {} tokens at {:.1}/s · first after {:.2} s{} · KV {}{in_files}",
         generation.prefill_tokens,
         generation.prefill_tokens_per_second(),
         generation.completion_ids.len(),

@@ -31,11 +31,15 @@ impl Probe {
             for kv_head in 0..shape.layers[layer].kv_heads {
                 let mut rows = Vec::new();
                 for (index, segment) in cache.segments(layer, kv_head).iter().enumerate() {
+                    let first = rows.len();
                     rows.extend((0..segment.len()).map(|row| {
+                        let in_file = |plane| !cache.row_in_ram(layer, kv_head, plane, first + row);
                         let kind = record.kind(RowKind {
                             segment: index,
                             keys: encoding(segment, PlaneKind::Keys, row),
                             values: encoding(segment, PlaneKind::Values, row),
+                            key_in_file: in_file(PlaneKind::Keys),
+                            value_in_file: in_file(PlaneKind::Values),
                         });
                         (segment.position(row), kind)
                     }));
@@ -44,7 +48,8 @@ impl Probe {
                 heads.push(Head::new(rows, mass));
             }
         }
-        record.moments.push(Moment { tokens: cache.tokens(), bytes: cache.used_bytes(), heads });
+        let (bytes, file_bytes) = (cache.used_bytes(), cache.file_bytes());
+        record.moments.push(Moment { tokens: cache.tokens(), bytes, file_bytes, heads });
     }
 }
 

@@ -32,6 +32,10 @@ pub struct RowKind {
     pub keys: String,
     /// Encoding of its value.
     pub values: String,
+    /// True if its key lies in a file and not in RAM.
+    pub key_in_file: bool,
+    /// The same of its value.
+    pub value_in_file: bool,
 }
 
 /// The cache at one moment.
@@ -39,8 +43,10 @@ pub struct RowKind {
 pub struct Moment {
     /// Tokens of the sequence.
     pub tokens: usize,
-    /// Bytes that its cache takes.
+    /// Bytes of RAM that its cache takes.
     pub bytes: usize,
+    /// Bytes of files that it takes.
+    pub file_bytes: usize,
     /// Layer after layer, each with all its KV heads.
     pub heads: Vec<Head>,
 }

@@ -6,4 +6,13 @@
 
 mod affine;
 
+use std::sync::Arc;
+
 pub use affine::Affine;
+
+use super::Codec;
+
+/// The encoding that calls itself `name` ([`Codec::name`]), for exported caches.
+pub fn codec(name: &str) -> Option<Arc<dyn Codec>> {
+    Affine::named(name).map(|codec| Arc::new(codec) as Arc<dyn Codec>)
+}

@@ -219,6 +219,7 @@ impl CachedTiles for Cache {
                 RowScales { keys: &keys[rows.clone()], values: &values[rows] }
             }),
             rotation: None,
+            shifts: None,
         })
     }
 }

@@ -130,7 +130,8 @@ impl Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (path, pool, bar) = (args.model.path()?, args.run.pool(), progress());
-    let model = Model::load(&Checkpoint::open(&path)?, &pool, None)?;
+    let mut model = Model::load(&Checkpoint::open(&path)?, &pool, None)?;
+    model.prepare_for(&pool, &args.kv.pipeline)?;
     let config = model.config();
     let context = config.trained_context.min(config.position_limit.unwrap_or(usize::MAX));
     let Plan { figures, notes } = args.plan(context);
