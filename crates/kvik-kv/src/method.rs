@@ -79,6 +79,11 @@ pub trait Method: Send + Sync {
         Ok(())
     }
 
+    /// Bytes of memory that it keeps for the sequence beside the cache's blocks, if they grow with it.
+    fn used_bytes(&self) -> usize {
+        0
+    }
+
     /// The sequence was cut back to its first `len` positions; the cache is cut already.
     fn truncated(&mut self, len: usize) {
         let _ = len;

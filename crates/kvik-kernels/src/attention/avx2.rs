@@ -158,6 +158,19 @@ unsafe fn score_rows<const R: usize>(
     scores
 }
 
+/// See [`super::scores`].
+///
+/// # Safety
+/// As [`fold`]; `out` has [`TILE_TOKENS`] numbers for each row of `queries.packed`.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn scores(shape: TileShape, queries: &Queries<'_>, tile: &Tile<'_>, out: &mut [f32]) {
+    for (row, out) in out.chunks_exact_mut(TILE_TOKENS).enumerate() {
+        // SAFETY: the caller's promise.
+        let [scores] = unsafe { score_rows::<1>(shape, queries, tile, row) };
+        out.copy_from_slice(&scores);
+    }
+}
+
 /// See [`super::column_sums`].
 ///
 /// # Safety

@@ -179,6 +179,23 @@ unsafe fn score_rows<const R: usize>(
     scores
 }
 
+/// See [`super::scores`].
+///
+/// # Safety
+/// As [`fold`]; `out` has [`TILE_TOKENS`] numbers for each row of `queries.packed`.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn scores(shape: TileShape, queries: &Queries<'_>, tile: &Tile<'_>, out: &mut [f32]) {
+    for (row, out) in out.chunks_exact_mut(TILE_TOKENS).enumerate() {
+        // SAFETY: the caller's promise; `out` has one vector for each of the row's.
+        unsafe {
+            let [scores] = score_rows::<1>(shape, queries, tile, row, &[]);
+            for (v, &scores) in scores.iter().enumerate() {
+                _mm512_storeu_ps(out.as_mut_ptr().add(16 * v), scores);
+            }
+        }
+    }
+}
+
 /// See [`super::column_sums`].
 ///
 /// # Safety

@@ -37,14 +37,16 @@ mod encoding;
 mod items;
 mod rotary;
 mod scalar;
+mod scores;
 mod scratch;
 mod stored;
 mod tile;
 
 pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
 pub use column_sums::{ColumnSums, ObservedRows, column_sums};
-pub use encoding::{Affine, codec};
+pub use encoding::{Affine, LowRank, codec};
 pub use rotary::{PairLayout, Rotary, Turns};
+pub use scores::scores;
 pub use scratch::AttentionScratch;
 pub use stored::{Codec, PlaneKind, StoredPlane, StoredTile, TileBuffer};
 pub use tile::{Positions, RowScales, TILE_TOKENS, Tile, TileShape, from_bf16, to_bf16};

@@ -62,7 +62,7 @@ pub(super) fn add_columns(queries: &Queries<'_>, log_sum_exp: &[f32], tile: &Til
     }
 }
 
-fn score(query: &[u32], tile: &Tile<'_>, token: usize) -> f32 {
+pub(super) fn score(query: &[u32], tile: &Tile<'_>, token: usize) -> f32 {
     let (group, lane) = (token / GROUP_TOKENS, token % GROUP_TOKENS);
     let keys = &tile.keys[group * GROUP_TOKENS * 2 * query.len()..];
     let mut score = 0.0;

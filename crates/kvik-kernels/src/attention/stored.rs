@@ -6,6 +6,8 @@
 //! encoded, the rest still bf16. Keys may be stored before rotation, and turn on the way. Magnitudes that rows are stored without
 //! are left to the kernels: turning a key does not change its length.
 
+use std::ops::Range;
+
 use super::{
     Tile, TileShape,
     rotary::{Rotary, Turns},
@@ -41,6 +43,17 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// Decodes rows `0..rows` of `block` into `out`, in the kernels' layout ([`TileShape`]); other rows of `out` may be
     /// overwritten with any finite numbers.
     fn decode(&self, plane: PlaneKind, dim: usize, rows: usize, block: &[u8], out: &mut [u16]);
+
+    /// Decodes `rows` of `block` into `out`, `[rows, dim]`: for reading a few rows of a tile. Worth writing where that is cheaper
+    /// than decoding the tile.
+    fn decode_rows(&self, plane: PlaneKind, dim: usize, rows: Range<usize>, block: &[u8], out: &mut [f32]) {
+        let shape = TileShape { key_dim: dim, value_dim: dim };
+        let mut tile = vec![0; shape.plane(plane).1];
+        self.decode(plane, dim, rows.end, block, &mut tile);
+        for (row, out) in rows.zip(out.chunks_exact_mut(dim)) {
+            shape.read_row(plane, &tile, row, out);
+        }
+    }
 }
 
 /// One plane of a stored tile.

@@ -4,7 +4,8 @@
 //! was observed of the rows and what the methods remember go along, so that the sequence goes on with the same bits. Everything is
 //! little endian. In order:
 //!
-//! - `KVIKCACH`, the version, the pipeline's text, and which model it is of: its fingerprint, what its weights were changed for, its layers, how they rotate keys;
+//! - `KVIKCACH`, the version, the pipeline's text, and which model it is of: its fingerprint, what its weights were changed for,
+//!   its layers, how they rotate keys;
 //! - the state of the sequence, one blob for each method, and the queries that a prompt in the middle has left;
 //! - layer by layer and head by head the statistics and the segments, of each segment its columns and its blocks. A block that
 //!   several hold comes once, with its first holder;

@@ -6,11 +6,12 @@ pub mod kivi;
 pub mod l2norm;
 pub mod minicache;
 pub mod random;
+pub mod shadowkv;
 pub mod snapkv;
 pub mod streaming;
 pub mod tier;
 
-use crate::MethodInfo;
+use crate::{MethodInfo, pipeline::registry::Apart};
 
 /// All methods, by name.
 pub static METHODS: &[&MethodInfo] = &[
@@ -20,7 +21,11 @@ pub static METHODS: &[&MethodInfo] = &[
     &l2norm::INFO,
     &minicache::INFO,
     &random::INFO,
+    &shadowkv::INFO,
     &snapkv::INFO,
     &streaming::INFO,
     &tier::INFO,
 ];
+
+/// What some of them cannot stand beside, though directions alone would allow it.
+pub static APART: &[Apart] = &[shadowkv::APART];
