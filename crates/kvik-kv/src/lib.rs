@@ -25,7 +25,7 @@ mod method;
 pub mod methods;
 mod open_cache;
 pub mod pipeline;
-mod principal;
+pub mod principal;
 mod segment;
 pub mod select;
 mod sequence;

@@ -12,6 +12,7 @@ mod lab;
 mod minicache;
 mod record;
 mod scbench;
+mod shadowkv;
 mod snapkv;
 mod tier;
 
@@ -42,8 +43,14 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] =
-    &[&kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv, &tier::Tier];
+pub const EXPERIMENTS: &[&dyn Experiment] = &[
+    &kivi::Kivi,
+    &minicache::MiniCache,
+    &scbench::ScBench,
+    &shadowkv::ShadowKvExperiment,
+    &snapkv::SnapKv,
+    &tier::Tier,
+];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]
