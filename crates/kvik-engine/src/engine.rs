@@ -239,6 +239,11 @@ impl Engine {
         self.local.store.file_bytes()
     }
 
+    /// Blocks that the keys and values of all sessions lie in.
+    pub fn store_blocks(&mut self) -> usize {
+        self.local.store.used_blocks()
+    }
+
     /// What the model caches, and the bytes of an uncompressed bf16 cache.
     pub fn kv_shape(&self) -> &KvShape {
         self.local.store.shape()

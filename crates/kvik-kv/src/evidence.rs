@@ -62,12 +62,12 @@ pub struct StepQueries<'a> {
 /// The last queries of a prompt at one layer.
 #[derive(Clone, Default)]
 pub(crate) struct WindowQueries {
-    shape: Option<AttentionShape>,
+    pub(crate) shape: Option<AttentionShape>,
     /// `[rows, heads, key_dim]`.
-    queries: Vec<f32>,
-    positions: Vec<u32>,
+    pub(crate) queries: Vec<f32>,
+    pub(crate) positions: Vec<u32>,
     /// `[rows, heads]`.
-    log_sum_exp: Vec<f32>,
+    pub(crate) log_sum_exp: Vec<f32>,
 }
 
 impl WindowQueries {

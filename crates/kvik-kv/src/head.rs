@@ -3,7 +3,9 @@
 //! Rows are counted over all segments, in the order in which attention folds them. What is known of a row (how much attention
 //! it got) moves with it through every rewriting.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
+
+use kvik_kernels::attention::Turns;
 
 use kvik_kernels::attention::TILE_TOKENS;
 
@@ -36,6 +38,8 @@ pub(crate) struct HeadCache {
     pub(crate) visits: Option<Vec<u32>>,
     /// Copies of rows of the segments: queries that do not visit all tiles visit these too.
     pub(crate) copies: Vec<Segment>,
+    /// What turns the keys, once rows are to stand without gaps.
+    pub(crate) turns: Option<Arc<Turns>>,
 }
 
 impl HeadCache {
@@ -45,6 +49,7 @@ impl HeadCache {
             statistics: RowStatistics::default(),
             visits: None,
             copies: Vec::new(),
+            turns: None,
         }
     }
 
@@ -174,6 +179,26 @@ impl HeadCache {
         Ok(())
     }
 
+    /// Lets the keys turn as if the rows stood at consecutive positions, in the order of their own ones, the last of them right
+    /// before `next`; if they are to stand so.
+    pub(crate) fn close_gaps(&mut self, next: u32) {
+        let Some(turns) = &self.turns else { return };
+        let positions: Vec<u32> = self.segments.iter().flat_map(Segment::positions).collect();
+        let mut order: Vec<u32> = (0..positions.len() as u32).collect();
+        order.sort_by_key(|&row| positions[row as usize]);
+        let first = next.saturating_sub(positions.len() as u32);
+        let mut by = vec![0; positions.len()];
+        for (place, row) in (first..).zip(order) {
+            by[row as usize] = place.saturating_sub(positions[row as usize]);
+        }
+        let mut rest = &by[..];
+        for segment in &mut self.segments {
+            let (part, later) = rest.split_at(segment.len());
+            segment.set_shifts(turns, part.to_vec());
+            rest = later;
+        }
+    }
+
     /// Forgets the rows at `position` and later. False if a sliding window has already given back rows before them that are
     /// needed from `needed_from` on.
     pub(crate) fn truncate(&mut self, store: &mut KvStore, position: u32, needed_from: u32) -> bool {
@@ -193,6 +218,7 @@ impl HeadCache {
         for segment in &mut self.segments {
             whole &= segment.truncate(store, position, needed_from);
         }
+        self.close_gaps(position);
         whole
     }
 
@@ -202,6 +228,7 @@ impl HeadCache {
             statistics: self.statistics.clone(),
             visits: None,
             copies: self.copies.iter().map(|segment| segment.fork(store, 0)).collect(),
+            turns: self.turns.clone(),
         }
     }
 }

@@ -89,6 +89,20 @@ pub trait Method: Send + Sync {
         let _ = len;
     }
 
+    /// Writes what it remembers of the sequence, beyond its parameters, for [`Self::restore`].
+    fn save(&self, state: &mut Vec<u8>) {
+        let _ = state;
+    }
+
+    /// Takes up what [`Self::save`] wrote, or what somebody else did: nothing in `state` is to be trusted.
+    /// [`Self::truncated`] with the length of the sequence comes next.
+    ///
+    /// # Errors
+    /// A sentence, if `state` is nothing that it writes.
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        if state.is_empty() { Ok(()) } else { Err("it remembers nothing, and is given something".to_owned()) }
+    }
+
     /// A value for a copy of the sequence.
     fn fork(&self) -> Box<dyn Method>;
 }

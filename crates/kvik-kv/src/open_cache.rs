@@ -105,7 +105,7 @@ impl OpenCache<'_> {
         &self.head(layer, kv_head).segments
     }
 
-    /// Keys of some rows as attention sees them, `[rows, key_dim]`.
+    /// Keys of some rows as attention sees them at their positions, `[rows, key_dim]`.
     pub fn keys(&self, layer: usize, kv_head: usize, rows: Range<usize>) -> Vec<f32> {
         self.plane(layer, kv_head, PlaneKind::Keys, rows)
     }
@@ -115,7 +115,7 @@ impl OpenCache<'_> {
         self.plane(layer, kv_head, PlaneKind::Values, rows)
     }
 
-    /// Keys or values of some rows as attention sees them, `[rows, dim]`.
+    /// Keys, as attention sees them at their positions, or values of some rows, `[rows, dim]`.
     pub fn plane(&self, layer: usize, kv_head: usize, plane: PlaneKind, rows: Range<usize>) -> Vec<f32> {
         let dim = self.layer(layer).tile().plane(plane).0;
         let mut out = vec![0.0; rows.len() * dim];
@@ -177,6 +177,13 @@ impl OpenCache<'_> {
     /// As for [`Self::retain`].
     pub fn evict(&mut self, layer: usize, kv_head: usize, row: usize) -> Result<(), CacheError> {
         self.layers[layer].heads[kv_head].swap_remove(self.store, row)
+    }
+
+    /// Lets attention see a head's rows without the gaps that forgotten ones left: keys turn as if the rows stood at consecutive
+    /// positions, the last of them right before the next token, so that no distance exceeds the number of rows. Their positions
+    /// stay what they are. From now on it is so after every rewriting; where keys are not rotated, it does nothing.
+    pub fn close_gaps(&mut self, layer: usize, kv_head: usize) {
+        self.layers[layer].heads[kv_head].turns = self.store.turns(layer);
     }
 
     /// Encodes the rows of a head before row `end`, as far as whole groups of the codec allow. What is encoded already stays.

@@ -25,19 +25,21 @@ const SERIAL_ROWS: usize = 64;
 ///
 /// The methods of its pipeline rewrite it between steps; what they want to know is gathered by [`Self::observe`].
 pub struct SequenceCache {
-    layers: Vec<LayerCache>,
-    len: usize,
+    pub(crate) layers: Vec<LayerCache>,
+    pub(crate) len: usize,
     /// Tokens of the prompt that is being read.
-    prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Prompts that were read to their end.
-    turns: usize,
+    pub(crate) turns: usize,
     /// Tokens that methods may have rewritten: a shorter sequence is not in the cache any more.
-    rewritten_tokens: usize,
+    pub(crate) rewritten_tokens: usize,
     capacity_tokens: usize,
-    methods: Vec<Box<dyn Method>>,
-    evidence: Evidence,
+    pub(crate) methods: Vec<Box<dyn Method>>,
+    /// The pipeline that the methods are of, if they are of one.
+    pub(crate) pipeline: Option<String>,
+    pub(crate) evidence: Evidence,
     /// Per layer.
-    window: Vec<WindowQueries>,
+    pub(crate) window: Vec<WindowQueries>,
     returned: ReturnList,
 }
 
@@ -46,7 +48,12 @@ pub(crate) struct LayerCache {
 }
 
 impl SequenceCache {
-    pub(crate) fn new(store: &KvStore, returned: ReturnList, methods: Vec<Box<dyn Method>>) -> Self {
+    pub(crate) fn new(
+        store: &KvStore,
+        returned: ReturnList,
+        methods: Vec<Box<dyn Method>>,
+        pipeline: Option<String>,
+    ) -> Self {
         let capacity_tokens = store.capacity_tokens();
         let layers = store.shape().layers.iter().enumerate().map(|(index, layer)| {
             let head = |_| HeadCache::new(Segment::growing(index, 0, capacity_tokens));
@@ -62,6 +69,7 @@ impl SequenceCache {
             rewritten_tokens: 0,
             capacity_tokens,
             methods,
+            pipeline,
             evidence,
             window,
             returned,
@@ -258,13 +266,20 @@ impl SequenceCache {
         if self.methods.is_empty() {
             return Ok(());
         }
-        match phase {
+        let result = match phase {
             Phase::Prefill => {
                 self.prompt_tokens += tokens;
-                self.open(pool, store, tokens, |method, cache| method.after_chunk(cache))
+                let rows = self.rows();
+                let result = self.open(pool, store, tokens, |method, cache| method.after_chunk(cache));
+                if self.rows() < rows {
+                    self.rewritten_tokens = self.rewritten_tokens.max(self.len);
+                }
+                result
             }
             Phase::Decode => self.open(pool, store, tokens, |method, cache| method.after_step(cache)),
-        }
+        };
+        self.close_gaps();
+        result
     }
 
     /// Says that the prompt has been read to its end: methods that wait for that rewrite now.
@@ -277,6 +292,7 @@ impl SequenceCache {
         }
         let (turn, prompt_tokens) = (self.turns, self.prompt_tokens);
         let result = self.open(pool, store, prompt_tokens, |method, cache| method.end_of_prompt(cache, turn));
+        self.close_gaps();
         self.window.iter_mut().for_each(WindowQueries::clear);
         self.turns += 1;
         if self.methods.iter().any(|method| method.rewrites()) {
@@ -285,6 +301,13 @@ impl SequenceCache {
         self.prompt_tokens = 0;
         store.trim();
         result
+    }
+
+    /// Lets the rows of heads that want it stand without gaps again.
+    fn close_gaps(&mut self) {
+        for head in self.layers.iter_mut().flat_map(|layer| &mut layer.heads) {
+            head.close_gaps(self.len as u32);
+        }
     }
 
     /// Runs `hook` for each method, in the pipeline's order.
@@ -357,6 +380,7 @@ impl SequenceCache {
             head.copies.clear();
             head.statistics = Default::default();
             head.visits = None;
+            head.turns = None;
         }
         drop(returned);
         self.window.iter_mut().for_each(WindowQueries::clear);
@@ -377,6 +401,7 @@ impl SequenceCache {
             rewritten_tokens: self.rewritten_tokens,
             capacity_tokens: self.capacity_tokens,
             methods: self.methods.iter().map(|method| method.fork()).collect(),
+            pipeline: self.pipeline.clone(),
             evidence: self.evidence,
             window: self.window.clone(),
             returned: self.returned.clone(),
@@ -397,6 +422,11 @@ impl SequenceCache {
 
     pub(crate) fn head_cache(&self, layer: usize, kv_head: usize) -> &HeadCache {
         &self.layers[layer].heads[kv_head]
+    }
+
+    /// Rows of all heads.
+    fn rows(&self) -> usize {
+        self.segments().map(Segment::len).sum()
     }
 
     fn segments(&self) -> impl Iterator<Item = &Segment> {

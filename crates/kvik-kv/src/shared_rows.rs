@@ -33,7 +33,7 @@ impl OpenCache<'_> {
             .map_or(0, Segment::len)
     }
 
-    /// Moves `rows`, in rising order at both layers, from a head of either layer into the segment that the two share. Positions,
+    /// Moves `rows` from a head of either layer into the segment that the two share. Positions,
     /// biases and statistics go along.
     ///
     /// A method that later drops rows of one of the two layers takes their common blocks apart, tile by tile; while their
@@ -43,7 +43,7 @@ impl OpenCache<'_> {
     /// [`CacheError::Full`] if blocks that other sequences hold had to be copied and there was no room.
     ///
     /// # Panics
-    /// If a row is shared already, or the rows do not rise.
+    /// If a row is shared already, or comes twice.
     pub fn share_rows(
         &mut self,
         layers: [usize; 2],
@@ -87,10 +87,10 @@ fn move_rows(
         })
         .collect();
     let statistics = head.statistics.clone();
-    let mut leaves = rows.iter().map(|shared| shared.rows[side] as u32).peekable();
-    let stay: Vec<u32> =
-        (0..head.rows() as u32).filter(|row| leaves.next_if(|leave| leave == row).is_none()).collect();
-    assert!(leaves.next().is_none(), "rows must rise");
+    let mut leaves = vec![false; head.rows()];
+    rows.iter().for_each(|shared| leaves[shared.rows[side]] = true);
+    let stay: Vec<u32> = (0..head.rows() as u32).filter(|&row| !leaves[row as usize]).collect();
+    assert_eq!(stay.len() + rows.len(), leaves.len(), "each row moves once");
     head.retain(store, &stay)?;
     if head.segments[0].magnitudes().is_none() {
         let mut segment = Segment::growing(layer, 0, 0);

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use kvik_kernels::attention::{PlaneKind, TILE_TOKENS};
+use kvik_kernels::attention::{PlaneKind, TILE_TOKENS, Turns};
 use kvik_memory::{BlockId, BlockPool, BlockWriter, Owner, PoolExhausted, SpillError};
 
 use crate::{KvShape, LayerShape, Method, SequenceCache, spilled::Spilled};
@@ -51,6 +51,9 @@ pub enum CacheError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A cache cannot be exported.
+    #[error("the cache cannot be exported: {0}")]
+    Export(&'static str),
     /// An exported cache cannot be read.
     #[error("the exported cache cannot be used: {0}")]
     Import(String),
@@ -121,6 +124,8 @@ pub struct KvStore {
     most_planes: usize,
     capacity_tokens: usize,
     returned: ReturnList,
+    /// Rotations that move keys, one for each kind that was asked for.
+    turns: Vec<Arc<Turns>>,
 }
 
 impl KvStore {
@@ -169,6 +174,7 @@ impl KvStore {
             most_planes,
             capacity_tokens,
             returned: ReturnList::default(),
+            turns: Vec::new(),
         })
     }
 
@@ -184,7 +190,7 @@ impl KvStore {
 
     /// A new, empty sequence that keeps every token as it is.
     pub fn sequence(&self) -> SequenceCache {
-        SequenceCache::new(self, self.returned.clone(), Vec::new())
+        SequenceCache::new(self, self.returned.clone(), Vec::new(), Some(crate::Pipeline::full().to_string()))
     }
 
     /// A new, empty sequence whose cache the methods of `pipeline` rewrite.
@@ -192,12 +198,13 @@ impl KvStore {
     /// # Errors
     /// [`CacheError::Method`] if a method does not fit this model.
     pub fn sequence_with(&self, pipeline: &crate::Pipeline) -> Result<SequenceCache, CacheError> {
-        Ok(self.sequence_of(pipeline.methods(&self.shape)?))
+        let methods = pipeline.methods(&self.shape)?;
+        Ok(SequenceCache::new(self, self.returned.clone(), methods, Some(pipeline.to_string())))
     }
 
     /// A new, empty sequence whose cache `methods` rewrite, those of a pipeline or others.
     pub fn sequence_of(&self, methods: Vec<Box<dyn Method>>) -> SequenceCache {
-        SequenceCache::new(self, self.returned.clone(), methods)
+        SequenceCache::new(self, self.returned.clone(), methods, None)
     }
 
     /// Bytes of RAM that blocks in use take.
@@ -205,6 +212,12 @@ impl KvStore {
         let pools: usize = self.pools.iter().map(|pool| pool.used_bytes()).sum();
         let in_ram = |block| if self.takes_ram(block) { self.block_bytes(block) } else { 0 };
         pools + self.spilled.ram_bytes() - self.left_behind(in_ram)
+    }
+
+    /// Blocks in use: handles that a sequence holds.
+    pub fn used_blocks(&mut self) -> usize {
+        self.take_back();
+        self.table.len() - self.free.len()
     }
 
     /// Bytes of files that blocks in use take, those that are in RAM as well included.
@@ -232,6 +245,17 @@ impl KvStore {
 
     pub(crate) fn layer(&self, layer: usize) -> LayerShape {
         self.shape.layers[layer]
+    }
+
+    /// What moves the keys of a layer to other positions; `None` if they are not rotated.
+    pub(crate) fn turns(&mut self, layer: usize) -> Option<Arc<Turns>> {
+        let rotary = self.shape.rotary[layer].as_ref()?;
+        if let Some(turns) = self.turns.iter().find(|turns| turns.rotary() == rotary) {
+            return Some(Arc::clone(turns));
+        }
+        let turns = Arc::new(Turns::new(Arc::clone(rotary)));
+        self.turns.push(Arc::clone(&turns));
+        Some(turns)
     }
 
     /// Where a layer's bf16 rows go.
@@ -328,6 +352,11 @@ impl KvStore {
     /// Bytes of a block in RAM, in equal parts for all who hold it.
     pub(crate) fn share_bytes(&self, block: Block) -> usize {
         self.block_bytes(block) / self.holders(block)
+    }
+
+    /// The pool that a block lies in.
+    pub(crate) fn class(&self, block: Block) -> SizeClass {
+        self.entry(block).class
     }
 
     pub(crate) fn block_bytes(&self, block: Block) -> usize {

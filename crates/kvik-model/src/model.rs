@@ -129,7 +129,7 @@ impl Model {
         Ok(Self {
             network,
             config,
-            kv_shape: KvShape { layers, rotary, fingerprint: String::new(), basis: String::new() },
+            kv_shape: KvShape { layers, rotary, fingerprint: checkpoint.fingerprint(), basis: String::new() },
             step_weights: loaded.get(),
         })
     }

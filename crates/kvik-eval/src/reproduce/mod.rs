@@ -7,6 +7,7 @@
 //!
 //! A new experiment is one file here and one line in [`EXPERIMENTS`].
 
+mod h2o;
 mod kivi;
 mod lab;
 mod minicache;
@@ -44,6 +45,7 @@ pub trait Experiment: Sync {
 
 /// Every experiment, by name.
 pub const EXPERIMENTS: &[&dyn Experiment] = &[
+    &h2o::H2o,
     &kivi::Kivi,
     &minicache::MiniCache,
     &scbench::ScBench,

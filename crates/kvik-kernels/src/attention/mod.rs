@@ -39,8 +39,8 @@ mod tile;
 
 pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
 pub use column_sums::{ColumnSums, ObservedRows, column_sums};
-pub use encoding::{Affine, LowRank};
-pub use rotary::{PairLayout, Rotary};
+pub use encoding::{Affine, LowRank, codec};
+pub use rotary::{PairLayout, Rotary, Turns};
 pub use scores::scores;
 pub use scratch::AttentionScratch;
 pub use stored::{Codec, PlaneKind, RowScales, StoredPlane, StoredTile, TileBuffer};

@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al. 2021) of cached keys: by a table of cosines and sines, for keys that are stored before
 //! rotation and for methods that must undo or redo it.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use super::{
     TileShape,
@@ -96,19 +96,79 @@ impl Rotary {
         positions: Positions<'_>,
         keys: &mut [u16],
     ) {
-        let pairs = shape.key_pairs();
         for row in 0..len {
-            let group = row / GROUP_TOKENS * GROUP_TOKENS * 2 * pairs;
-            let place = |dim: usize| group + dim / 2 * 2 * GROUP_TOKENS + row % GROUP_TOKENS * 2 + dim % 2;
             let position = positions.of(row);
-            for pair in 0..self.frequencies.len() {
-                let (a, b) = self.dims(pair);
-                let (a, b) = (place(a), place(b));
-                let (cos, sin) = self.angle(position, pair);
-                let (x, y) = (from_bf16(keys[a]), from_bf16(keys[b]));
-                keys[a] = to_bf16(x * cos - y * sin);
-                keys[b] = to_bf16(y * cos + x * sin);
-            }
+            self.turn_row(shape, row, keys, |pair| self.angle(position, pair));
+        }
+    }
+
+    /// Turns the key in slot `row` of a tile by the cosine and sine that `angle` has for each pair.
+    fn turn_row(&self, shape: TileShape, row: usize, keys: &mut [u16], angle: impl Fn(usize) -> (f32, f32)) {
+        let group = row / GROUP_TOKENS * GROUP_TOKENS * 2 * shape.key_pairs();
+        let place = |dim: usize| group + dim / 2 * 2 * GROUP_TOKENS + row % GROUP_TOKENS * 2 + dim % 2;
+        for pair in 0..self.frequencies.len() {
+            let (a, b) = self.dims(pair);
+            let (a, b) = (place(a), place(b));
+            let (cos, sin) = angle(pair);
+            let (x, y) = (from_bf16(keys[a]), from_bf16(keys[b]));
+            keys[a] = to_bf16(x * cos - y * sin);
+            keys[b] = to_bf16(y * cos + x * sin);
+        }
+    }
+}
+
+/// Values of a digit of a number of positions.
+const DIGIT: usize = 256;
+
+/// Rotations by whole numbers of positions up to 2²⁴, without the factor: what moves keys that are rotated already. A rotation is
+/// put together from those of the number's three digits, so that none asks for a cosine.
+#[derive(Debug)]
+pub struct Turns {
+    rotary: Arc<Rotary>,
+    /// Cosine and sine, `[digit][value of the digit][pair]`.
+    digits: [Vec<(f32, f32)>; 3],
+}
+
+impl Turns {
+    /// The rotations of `rotary`.
+    pub fn new(rotary: Arc<Rotary>) -> Self {
+        let digits = [0, 1, 2].map(|digit| {
+            let unit = DIGIT.pow(digit) as f64;
+            let of_value = |value: usize| {
+                rotary.frequencies.iter().map(move |&frequency| {
+                    let (sin, cos) = (value as f64 * unit * f64::from(frequency)).sin_cos();
+                    (cos as f32, sin as f32)
+                })
+            };
+            (0..DIGIT).flat_map(of_value).collect()
+        });
+        Self { rotary, digits }
+    }
+
+    /// What it was made of.
+    pub fn rotary(&self) -> &Arc<Rotary> {
+        &self.rotary
+    }
+
+    /// Turns the first keys of a tile, each by its entry of `by`.
+    pub(super) fn turn_tile(&self, shape: TileShape, by: &[u32], keys: &mut [u16]) {
+        let pairs = self.rotary.frequencies.len();
+        let of_digit = |digit: usize, value: u32| {
+            let value = value as usize >> (8 * digit) & (DIGIT - 1);
+            (value > 0).then(|| &self.digits[digit][value * pairs..][..pairs])
+        };
+        for (row, &by) in by.iter().enumerate().filter(|(_, by)| **by > 0) {
+            let [low, middle, high] = [0, 1, 2].map(|digit| of_digit(digit, by));
+            let both = |angle: (f32, f32), more: Option<&[(f32, f32)]>, pair: usize| {
+                more.map_or(angle, |more| {
+                    let ((cos, sin), (c, s)) = (angle, more[pair]);
+                    (cos * c - sin * s, sin * c + cos * s)
+                })
+            };
+            self.rotary.turn_row(shape, row, keys, |pair| {
+                let angle = low.map_or((1.0, 0.0), |low| low[pair]);
+                both(both(angle, middle, pair), high, pair)
+            });
         }
     }
 }
@@ -116,6 +176,7 @@ impl Rotary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attention::PlaneKind;
 
     #[test]
     fn unrotate_undoes_rotate_with_a_factor_and_for_both_layouts() {
@@ -136,6 +197,39 @@ mod tests {
             for (a, b) in turned.iter().zip(&head) {
                 assert!((a - b).abs() < 1e-5, "{a} {b}");
             }
+        }
+    }
+
+    #[test]
+    fn keys_that_turn_on_stand_where_a_later_position_had_put_them() {
+        let shape = TileShape { key_dim: 8, value_dim: 8 };
+        for layout in [PairLayout::Halves, PairLayout::Neighbours] {
+            let rotary = Arc::new(Rotary { frequencies: vec![1.0, 0.3, 0.01], factor: 1.3, layout });
+            let turns = Turns::new(Arc::clone(&rotary));
+            let by = [0, 1, 255, 256, 1000, 70_001, 300];
+            let mut keys = vec![0; shape.key_len()];
+            let head: Vec<f32> = (0..8).map(|i| i as f32 - 2.5).collect();
+            for slot in 0..by.len() {
+                let mut key = head.clone();
+                rotary.rotate(&mut key, 7);
+                shape.write_row(PlaneKind::Keys, &mut keys, slot, &key);
+            }
+            let before = keys.clone();
+            turns.turn_tile(shape, &by, &mut keys);
+            for (slot, by) in by.into_iter().enumerate() {
+                let (mut got, mut want) = (vec![0.0; 8], head.clone());
+                shape.read_row(PlaneKind::Keys, &keys, slot, &mut got);
+                rotary.rotate(&mut want, 7 + by);
+                for (got, want) in got.iter().zip(&want) {
+                    assert!((got - want).abs() < 0.06, "by {by}: {got} {want}");
+                }
+            }
+            let key = |keys: &[u16]| {
+                let mut key = vec![0.0; 8];
+                shape.read_row(PlaneKind::Keys, keys, 0, &mut key);
+                key
+            };
+            assert_eq!(key(&keys), key(&before), "what does not turn keeps its bits");
         }
     }
 }

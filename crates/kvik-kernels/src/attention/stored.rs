@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{
     TILE_TOKENS, Tile, TileShape,
-    rotary::Rotary,
+    rotary::{Rotary, Turns},
     tile::{GROUP_TOKENS, Positions, from_bf16, to_bf16},
 };
 
@@ -97,9 +97,10 @@ pub struct StoredTile<'a> {
     pub bias: Option<&'a [f32]>,
     /// Magnitudes of the rows, if they are stored apart.
     pub scales: Option<RowScales<'a>>,
-    /// The keys are stored before rotation: what turns them, and the position of the tile's first row if rows are to turn by
-    /// their place in the cache and not by their positions.
-    pub rotation: Option<(&'a Rotary, Option<u32>)>,
+    /// The keys are stored before rotation: what turns them, each by its position.
+    pub rotation: Option<&'a Rotary>,
+    /// Keys are seen further along than their positions: what turns them, and by how many positions more, `[TILE_TOKENS]`.
+    pub shifts: Option<(&'a Turns, &'a [u32])>,
 }
 
 /// Space for one decoded tile.
@@ -113,7 +114,7 @@ impl<'a> From<Tile<'a>> for StoredTile<'a> {
     fn from(tile: Tile<'a>) -> Self {
         let Tile { keys, values, len, positions, bias } = tile;
         let (keys, values) = (StoredPlane::Rows(keys), StoredPlane::Rows(values));
-        Self { keys, values, len, positions, bias, scales: None, rotation: None }
+        Self { keys, values, len, positions, bias, scales: None, rotation: None, shifts: None }
     }
 }
 
@@ -123,16 +124,19 @@ impl<'a> StoredTile<'a> {
         let Self { len, positions, bias, scales, rotation, .. } = *self;
         let TileBuffer { keys: key_buffer, values: value_buffer } = buffer;
         let (key_scales, value_scales) = (scales.map(|s| s.keys), scales.map(|s| s.values));
-        let keys = match (self.keys, key_scales, rotation) {
-            (StoredPlane::Rows(keys), None, None) => keys,
+        let shifts = self.shifts.filter(|(_, by)| by[..len].iter().any(|&by| by > 0));
+        let keys = match (self.keys, key_scales, rotation, shifts) {
+            (StoredPlane::Rows(keys), None, None, None) => keys,
             (plane, ..) => {
                 plane.decode(PlaneKind::Keys, shape, len, key_buffer);
                 if let Some(scales) = key_scales {
                     scale_keys(shape, scales, key_buffer);
                 }
-                if let Some((rotary, slot)) = rotation {
-                    let positions = slot.map_or(positions, Positions::From);
+                if let Some(rotary) = rotation {
                     rotary.rotate_tile(shape, len, positions, key_buffer);
+                }
+                if let Some((turns, by)) = shifts {
+                    turns.turn_tile(shape, &by[..len], key_buffer);
                 }
                 key_buffer
             }

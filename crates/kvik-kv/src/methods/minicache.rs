@@ -207,6 +207,16 @@ impl Method for MiniCache {
         self.done = self.done.min(len);
     }
 
+    fn save(&self, state: &mut Vec<u8>) {
+        state.extend((self.done as u64).to_le_bytes());
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        let done = state.try_into().map_err(|_| "a number of tokens has 8 bytes")?;
+        self.done = u64::from_le_bytes(done) as usize;
+        Ok(())
+    }
+
     fn fork(&self) -> Box<dyn Method> {
         Box::new(self.clone())
     }

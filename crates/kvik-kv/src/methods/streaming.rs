@@ -4,12 +4,16 @@
 //!
 //! Models put much attention on the first tokens whatever they are; without them a sliding window collapses. Each head keeps
 //! the first `sinks` rows and as many of the last ones as fill the `budget`, after the prompt and again after every decoded
-//! token. Keys keep their rotation and their positions.
+//! token. Keys keep their rotation and their positions; with `positions=slot`, as the authors do it, they turn as if the rows
+//! that stayed followed each other, so that no distance exceeds the budget and a text may grow far beyond the context that the
+//! model was trained for. It needs a model with rotary embeddings.
 //!
 //! It is the baseline that every method which chooses tokens has to beat at equal budget.
 
 use crate::{
-    CacheError, Direction, Method, MethodInfo, OpenCache, Parameter, ParameterKind, select::sinks_and_recent,
+    CacheError, Direction, Method, MethodInfo, OpenCache, Parameter, ParameterKind,
+    positions::{POSITIONS, by_slot},
+    select::sinks_and_recent,
 };
 
 /// What the registry knows of it.
@@ -31,6 +35,7 @@ pub const INFO: MethodInfo = MethodInfo {
             default: "4",
             about: "first rows that stay (the paper's default)",
         },
+        POSITIONS,
     ],
     query_free: true,
     calibration: None,
@@ -43,8 +48,12 @@ pub const INFO: MethodInfo = MethodInfo {
             )
         })
     },
-    build: |arguments, _| {
-        Ok(Box::new(Streaming { budget: arguments.count("budget"), sinks: arguments.count("sinks") }))
+    build: |arguments, shape| {
+        Ok(Box::new(Streaming {
+            budget: arguments.count("budget"),
+            sinks: arguments.count("sinks"),
+            by_slot: by_slot(arguments, shape)?,
+        }))
     },
 };
 
@@ -52,6 +61,7 @@ pub const INFO: MethodInfo = MethodInfo {
 struct Streaming {
     budget: usize,
     sinks: usize,
+    by_slot: bool,
 }
 
 impl Streaming {
@@ -60,6 +70,9 @@ impl Streaming {
             let positions = cache.positions(layer, kv_head);
             let keep = sinks_and_recent(&positions, self.sinks, self.budget - self.sinks);
             cache.retain(layer, kv_head, &keep)?;
+            if self.by_slot {
+                cache.close_gaps(layer, kv_head);
+            }
         }
         Ok(())
     }
@@ -76,6 +89,9 @@ impl Method for Streaming {
             while cache.rows(layer, kv_head) > self.budget {
                 let oldest = cache.oldest(layer, kv_head, self.sinks);
                 cache.evict(layer, kv_head, oldest)?;
+            }
+            if self.by_slot {
+                cache.close_gaps(layer, kv_head);
             }
         }
         Ok(())

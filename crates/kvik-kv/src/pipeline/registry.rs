@@ -37,6 +37,9 @@ impl Direction {
     }
 }
 
+/// What makes a method, or says why it does not fit the model.
+pub type Build = fn(&Arguments, &KvShape) -> Result<Box<dyn Method>, String>;
+
 /// What is known of a method before it runs.
 pub struct MethodInfo {
     /// Its name in pipelines.
@@ -58,7 +61,7 @@ pub struct MethodInfo {
     /// Says what is wrong with arguments that are fine one by one but not together.
     pub check: fn(&Arguments) -> Option<String>,
     /// Makes the method for one sequence of a model, or says why it does not fit.
-    pub build: fn(&Arguments, &KvShape) -> Result<Box<dyn Method>, String>,
+    pub build: Build,
 }
 
 /// What a method does not go together with although directions alone would allow it.

@@ -16,6 +16,7 @@ use std::{
 
 pub use error::CheckpointError;
 use kvik_memory::MappedFile;
+use sha2::{Digest, Sha256};
 
 use crate::{
     metadata::Metadata,
@@ -161,6 +162,19 @@ impl Checkpoint {
                 ty: info.ty.to_string(),
             }),
         }
+    }
+
+    /// Which model this is: the SHA-256 of every tensor's name, format, shape and first 64 bytes, in hexadecimal. Other weights,
+    /// another quantisation or another format of the file give another one; the tokenizer does not count.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for &index in &self.by_name {
+            let Located { info, file } = &self.tensors[index];
+            hash.update(format!("{} {} {:?}\n", info.name, info.ty, info.shape));
+            let bytes = info.range.clone().and_then(|range| self.files[*file].bytes().get(range));
+            hash.update(bytes.map_or(&[][..], |bytes| &bytes[..bytes.len().min(64)]));
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Gives the memory pages of the rows in `rows` back, once they were consumed. They may be read again, at the

@@ -7,5 +7,14 @@
 mod affine;
 mod low_rank;
 
+use std::sync::Arc;
+
 pub use affine::Affine;
 pub use low_rank::LowRank;
+
+use super::Codec;
+
+/// The encoding that calls itself `name` ([`Codec::name`]), for exported caches.
+pub fn codec(name: &str) -> Option<Arc<dyn Codec>> {
+    Affine::named(name).map(|codec| Arc::new(codec) as Arc<dyn Codec>)
+}

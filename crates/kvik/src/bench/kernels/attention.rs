@@ -184,6 +184,7 @@ impl CachedTiles for Cache {
             bias: None,
             scales: None,
             rotation: None,
+            shifts: None,
         })
     }
 }

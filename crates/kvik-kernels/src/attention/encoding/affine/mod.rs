@@ -48,6 +48,12 @@ impl Affine {
         Self { bits, group, isa: Isa::active() }
     }
 
+    /// The codec that calls itself `name`, if there is one.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = Self::BITS.iter().flat_map(|&bits| Self::GROUPS.map(|group| Self::new(bits, group)));
+        all.into_iter().find(|codec| codec.name() == name)
+    }
+
     /// The same codec, which decodes by the instructions of `isa`.
     pub fn on(self, isa: Isa) -> Self {
         Self { isa: isa.min(Isa::detect()), ..self }

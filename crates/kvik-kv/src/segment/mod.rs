@@ -5,12 +5,19 @@
 //! were chosen or dropped, every row has its own position. A row may add a bias to its score, the log of how many tokens it
 //! stands for, and may have its magnitudes stored apart from its direction, which other layers may then share.
 
+mod columns;
+mod export;
+mod rewrite;
+
 use std::{ops::Range, sync::Arc};
 
 use kvik_kernels::attention::{
-    Codec, PlaneKind, Positions, Rotary, RowScales, StoredPlane, StoredTile, TILE_TOKENS, TileBuffer,
+    Codec, PlaneKind, Positions, Rotary, RowScales, StoredPlane, StoredTile, TILE_TOKENS, TileBuffer, Turns,
 };
 
+pub use self::columns::Magnitudes;
+use self::columns::{Columns, RowPositions, Shifts};
+pub(crate) use self::export::{Known, Limits, Written};
 use crate::{
     spilled::{Glance, ReadBlocks},
     store::{Block, CacheError, KvStore},
@@ -29,15 +36,6 @@ pub struct SegmentRow<'a> {
     pub bias: f32,
 }
 
-/// Magnitudes of rows whose planes hold directions.
-#[derive(Clone, Debug, Default)]
-pub struct Magnitudes {
-    /// Per row, padded to whole tiles.
-    pub(crate) keys: Vec<f32>,
-    /// Per row, padded to whole tiles.
-    pub(crate) values: Vec<f32>,
-}
-
 /// Cached tokens of one layer and KV head.
 pub struct Segment {
     layer: usize,
@@ -46,10 +44,7 @@ pub struct Segment {
     tiles: Vec<[Plane; 2]>,
     /// Rows, the dropped ones included.
     len: usize,
-    positions: RowPositions,
-    /// Per row, padded to whole tiles.
-    bias: Option<Vec<f32>>,
-    magnitudes: Option<Magnitudes>,
+    columns: Columns,
     rotation: KeyRotation,
 }
 
@@ -61,8 +56,6 @@ pub enum KeyRotation {
     Stored,
     /// They turn when they are read, each by its position.
     AtPosition(Arc<Rotary>),
-    /// They turn when they are read, each by its place in the segment, counted from 0.
-    AtSlot(Arc<Rotary>),
 }
 
 /// Keys or values of a tile.
@@ -81,14 +74,6 @@ pub(crate) struct EncodedRows {
     pub(crate) rows: usize,
 }
 
-#[derive(Clone)]
-enum RowPositions {
-    /// Consecutive, from this one on.
-    From(u32),
-    /// One per row, padded to whole tiles.
-    Each(Vec<u32>),
-}
-
 const PLANES: [PlaneKind; 2] = [PlaneKind::Keys, PlaneKind::Values];
 
 impl Segment {
@@ -100,9 +85,7 @@ impl Segment {
             dropped: 0,
             tiles: Vec::with_capacity(capacity_tokens.div_ceil(TILE_TOKENS)),
             len: 0,
-            positions: RowPositions::From(position),
-            bias: None,
-            magnitudes: None,
+            columns: Columns::from(position),
             rotation: KeyRotation::Stored,
         }
     }
@@ -142,19 +125,21 @@ impl Segment {
         if bias.iter().any(|&bias| bias != 0.0) {
             self.set_bias(bias);
         }
+        if let Some(Shifts { by, .. }) = &mut self.columns.shifts {
+            by.resize(self.len.next_multiple_of(TILE_TOKENS), 0);
+        }
         Ok(())
     }
 
     /// Gives every row its own position.
-    pub(crate) fn set_positions(&mut self, mut positions: Vec<u32>) {
-        positions.resize(self.len.next_multiple_of(TILE_TOKENS), u32::MAX);
-        self.positions = RowPositions::Each(positions);
+    pub(crate) fn set_positions(&mut self, positions: Vec<u32>) {
+        self.columns.set_positions(self.len, positions);
     }
 
     /// Gives every row a bias.
     pub(crate) fn set_bias(&mut self, mut bias: Vec<f32>) {
         bias.resize(self.len.next_multiple_of(TILE_TOKENS), 0.0);
-        self.bias = Some(bias);
+        self.columns.bias = Some(bias);
     }
 
     /// Says that the planes hold directions, and how long each row's key and value are.
@@ -162,7 +147,19 @@ impl Segment {
         let padded = self.len.next_multiple_of(TILE_TOKENS);
         magnitudes.keys.resize(padded, 0.0);
         magnitudes.values.resize(padded, 0.0);
-        self.magnitudes = Some(magnitudes);
+        self.columns.magnitudes = Some(magnitudes);
+    }
+
+    /// Says by how many positions each row's key turns beyond its own; none if that is 0 for all.
+    pub(crate) fn set_shifts(&mut self, turns: &Arc<Turns>, mut by: Vec<u32>) {
+        by.resize(self.len.next_multiple_of(TILE_TOKENS), 0);
+        let turned = by.iter().any(|&by| by > 0);
+        self.columns.shifts = turned.then(|| Shifts { turns: Arc::clone(turns), by });
+    }
+
+    /// What turns keys beyond their own positions, if any are.
+    pub(crate) fn turns(&self) -> Option<&Arc<Turns>> {
+        self.columns.shifts.as_ref().map(|shifts| &shifts.turns)
     }
 
     /// Parts with the first `tiles` tiles, which must be full: this segment goes on behind them.
@@ -174,25 +171,7 @@ impl Segment {
         (front.tiles, front.len) = (std::mem::replace(&mut self.tiles, rest), rows);
         front.rotation = self.rotation.clone();
         self.len -= rows;
-        match &mut self.positions {
-            RowPositions::From(position) => {
-                front.positions = RowPositions::From(*position);
-                *position += rows as u32;
-            }
-            RowPositions::Each(positions) => {
-                let rest = positions.split_off(rows);
-                front.positions = RowPositions::Each(std::mem::replace(positions, rest));
-            }
-        }
-        let part = |column: &mut Vec<f32>| {
-            let rest = column.split_off(rows);
-            std::mem::replace(column, rest)
-        };
-        front.bias = self.bias.as_mut().map(part);
-        front.magnitudes = self
-            .magnitudes
-            .as_mut()
-            .map(|m| Magnitudes { keys: part(&mut m.keys), values: part(&mut m.values) });
+        front.columns = self.columns.split_front(rows);
         front
     }
 
@@ -229,7 +208,7 @@ impl Segment {
 
     /// Gives a row of a segment whose rows have their own positions another one.
     pub(crate) fn set_position(&mut self, row: usize, position: u32) {
-        match &mut self.positions {
+        match &mut self.columns.positions {
             RowPositions::Each(positions) => positions[row] = position,
             RowPositions::From(_) => panic!("rows with positions in a row"),
         }
@@ -244,6 +223,11 @@ impl Segment {
     ) -> StoredPlane<'a> {
         let len = blocks.store().layer(self.layer).tile().plane(plane).1;
         self.planes_of(row)[plane as usize].stored(blocks, len)
+    }
+
+    /// Says whether the stored keys are rotated.
+    pub(crate) fn set_rotation(&mut self, rotation: KeyRotation) {
+        self.rotation = rotation;
     }
 
     /// Whether its keys are rotated as they are stored.
@@ -263,11 +247,7 @@ impl Segment {
 
     /// Position of a row.
     pub fn position(&self, row: usize) -> u32 {
-        let row = self.dropped * TILE_TOKENS + row;
-        match &self.positions {
-            RowPositions::From(start) => start + row as u32,
-            RowPositions::Each(positions) => positions[row],
-        }
+        self.columns.position(self.dropped * TILE_TOKENS + row)
     }
 
     /// Positions of all rows.
@@ -277,17 +257,17 @@ impl Segment {
 
     /// Bias of a row.
     pub fn bias(&self, row: usize) -> f32 {
-        self.bias.as_ref().map_or(0.0, |bias| bias[self.dropped * TILE_TOKENS + row])
+        self.columns.bias.as_ref().map_or(0.0, |bias| bias[self.dropped * TILE_TOKENS + row])
     }
 
     /// The magnitudes of the rows, if they are stored apart.
     pub fn magnitudes(&self) -> Option<&Magnitudes> {
-        self.magnitudes.as_ref()
+        self.columns.magnitudes.as_ref()
     }
 
     /// Takes the magnitudes out: the planes are numbers like any others until they are set again.
     pub(crate) fn take_magnitudes(&mut self) -> Magnitudes {
-        self.magnitudes.take().unwrap_or_default()
+        self.columns.magnitudes.take().unwrap_or_default()
     }
 
     /// Rows of a plane that are encoded: all of the first tiles, and the beginning of one.
@@ -338,7 +318,7 @@ impl Segment {
                 }
             }
         }
-        if let RowPositions::Each(positions) = &mut self.positions {
+        if let RowPositions::Each(positions) = &mut self.columns.positions {
             positions.resize((self.len + rows).next_multiple_of(TILE_TOKENS), u32::MAX);
         }
         Ok(())
@@ -373,24 +353,8 @@ impl Segment {
 
     /// Counts in `rows` rows that were written, the first at `position`.
     pub(crate) fn grow(&mut self, rows: usize, position: u32) {
-        match &mut self.positions {
-            RowPositions::From(start) if self.len == 0 => *start = position,
-            RowPositions::From(start) => debug_assert_eq!(*start + self.len as u32, position),
-            RowPositions::Each(positions) => {
-                for (row, slot) in positions[self.len..][..rows].iter_mut().enumerate() {
-                    *slot = position + row as u32;
-                }
-            }
-        }
+        self.columns.grow(self.len, rows, position);
         self.len += rows;
-        let padded = self.len.next_multiple_of(TILE_TOKENS);
-        if let Some(bias) = &mut self.bias {
-            bias.resize(padded, 0.0);
-        }
-        if let Some(Magnitudes { keys, values }) = &mut self.magnitudes {
-            keys.resize(padded, 1.0);
-            values.resize(padded, 1.0);
-        }
     }
 
     /// One past the index of the last tile with rows.
@@ -429,24 +393,24 @@ impl Segment {
             keys,
             values,
             len,
-            positions: match &self.positions {
+            positions: match &self.columns.positions {
                 RowPositions::From(position) => Positions::From(position + start as u32),
                 RowPositions::Each(positions) => Positions::Each(&positions[rows.clone()]),
             },
-            bias: self.bias.as_ref().map(|bias| &bias[rows.clone()]),
-            scales: self.magnitudes.as_ref().map(|magnitudes| RowScales {
+            bias: self.columns.bias.as_ref().map(|bias| &bias[rows.clone()]),
+            scales: self.columns.magnitudes.as_ref().map(|magnitudes| RowScales {
                 keys: &magnitudes.keys[rows.clone()],
                 values: &magnitudes.values[rows.clone()],
             }),
             rotation: match &self.rotation {
                 KeyRotation::Stored => None,
-                KeyRotation::AtPosition(rotary) => Some((rotary, None)),
-                KeyRotation::AtSlot(rotary) => Some((rotary, Some(start as u32))),
+                KeyRotation::AtPosition(rotary) => Some(rotary),
             },
+            shifts: self.columns.shifts.as_ref().map(|shifts| (&*shifts.turns, &shifts.by[rows])),
         })
     }
 
-    /// Reads `rows` of a plane as attention sees them, into `out` (`[rows, dim]`).
+    /// Reads `rows` of a plane as attention sees them at their positions, into `out` (`[rows, dim]`).
     ///
     /// # Errors
     /// [`CacheError::Spill`] if a row lies in a file and cannot be read; it is zeros then.
@@ -467,7 +431,7 @@ impl Segment {
         let (glance, failure) = Glance::at(store, tiles.flat_map(|tile| tile[plane as usize].blocks()));
         while row < end {
             let tile = self.tile(&glance, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
-            let tile = tile.decode(shape, &mut buffer);
+            let tile = StoredTile { shifts: None, ..tile }.decode(shape, &mut buffer);
             let numbers = if plane == PlaneKind::Keys { tile.keys } else { tile.values };
             let until = end.min((row / TILE_TOKENS + 1) * TILE_TOKENS);
             for row in row..until {
@@ -477,260 +441,6 @@ impl Segment {
             row = until;
         }
         failure.map_or(Ok(()), Err)
-    }
-
-    /// Encodes the rows of a plane up to `end`, as far as whole groups of the codec allow; those that are encoded already stay.
-    /// Gives back the bf16 blocks that are not needed any more. `shared` says what a block that others hold as well was
-    /// encoded to, so that they go on sharing.
-    ///
-    /// # Errors
-    /// [`CacheError`] when there is no room; what was encoded so far is.
-    pub(crate) fn encode(
-        &mut self,
-        store: &mut KvStore,
-        plane: PlaneKind,
-        end: usize,
-        codec: &Arc<dyn Codec>,
-        shared: &mut Vec<(Block, EncodedRows)>,
-    ) -> Result<(), CacheError> {
-        let shape = store.layer(self.layer).tile();
-        let (dim, plane_len) = shape.plane(plane);
-        let class = store.class_for(codec.block_bytes(plane, dim))?;
-        let mut numbers = Vec::new();
-        for (index, planes) in self.tiles.iter_mut().enumerate() {
-            let tile_start = index * TILE_TOKENS;
-            let until = end.min(self.len).saturating_sub(tile_start).min(TILE_TOKENS);
-            let until = until / codec.group_rows(plane) * codec.group_rows(plane);
-            let this = &mut planes[plane as usize];
-            let first = this.encoded.as_ref().map_or(0, |encoded| encoded.rows);
-            let Some(rows) = this.rows else { continue };
-            if first >= until {
-                continue;
-            }
-            if this.encoded.is_none()
-                && until == TILE_TOKENS
-                && let Some((_, encoded)) = shared.iter().find(|(block, _)| *block == rows)
-            {
-                store.share(encoded.block);
-                this.encoded = Some(encoded.clone());
-                store.release(rows);
-                this.rows = None;
-                continue;
-            }
-            store.bring(rows)?;
-            numbers.resize((until - first) * dim, 0.0);
-            for (row, out) in (first..until).zip(numbers.chunks_exact_mut(dim)) {
-                shape.read_row(plane, store.rows(rows, plane_len), row, out);
-            }
-            let block = match &this.encoded {
-                Some(encoded) => store.owned(encoded.block)?,
-                None => store.take(class)?,
-            };
-            codec.encode(plane, dim, first, &numbers, &mut store.bytes_mut(block)[..]);
-            let encoded = EncodedRows { codec: Arc::clone(codec), block, rows: until };
-            if until == TILE_TOKENS {
-                if store.holders(rows) > 1 {
-                    shared.push((rows, encoded.clone()));
-                }
-                store.release(rows);
-                this.rows = None;
-            }
-            this.encoded = Some(encoded);
-        }
-        Ok(())
-    }
-
-    /// Keeps the rows that `keep` lists, in rising order, and gives back what the others held.
-    ///
-    /// # Errors
-    /// [`CacheError::Full`] when a block had to be copied and there was none, [`CacheError::Spill`] when one lies in a file and
-    /// cannot be read; the segment is then as it was.
-    pub(crate) fn retain(&mut self, store: &mut KvStore, keep: &[u32]) -> Result<(), CacheError> {
-        assert_eq!(self.dropped, 0, "rows of sliding windows are not chosen");
-        if keep.len() == self.len {
-            return Ok(());
-        }
-        self.decode(store)?;
-        store.bring_all(blocks(&self.tiles))?;
-        let shape = store.layer(self.layer).tile();
-        let tiles = keep.len().div_ceil(TILE_TOKENS);
-        for plane in PLANES {
-            let len = shape.plane(plane).1;
-            let mut target = vec![0u16; len];
-            for (index, keep) in keep.chunks(TILE_TOKENS).enumerate() {
-                if keep.iter().enumerate().all(|(slot, &row)| row as usize == index * TILE_TOKENS + slot) {
-                    continue;
-                }
-                for (slot, &row) in keep.iter().enumerate() {
-                    let source = self.plane(row as usize, plane).rows.expect("decoded planes have rows");
-                    let source = (store.rows(source, len), row as usize % TILE_TOKENS);
-                    shape.move_row(plane, source, (&mut target, slot));
-                }
-                // Rows that are still to be moved lie behind this tile.
-                let block = &mut self.tiles[index][plane as usize].rows;
-                let owned = store.owned(block.expect("decoded planes have rows"))?;
-                *block = Some(owned);
-                store.rows_mut(owned, len).copy_from_slice(&target);
-            }
-        }
-        for tile in self.tiles.drain(tiles..) {
-            release(store, tile);
-        }
-        let positions = keep.iter().map(|&row| self.position(row as usize)).collect();
-        let gather = |column: &[f32]| -> Vec<f32> { keep.iter().map(|&row| column[row as usize]).collect() };
-        let bias = self.bias.as_deref().map(gather);
-        let magnitudes = self
-            .magnitudes
-            .as_ref()
-            .map(|old| Magnitudes { keys: gather(&old.keys), values: gather(&old.values) });
-        self.len = keep.len();
-        self.set_positions(positions);
-        if let Some(bias) = bias {
-            self.set_bias(bias);
-        }
-        if let Some(magnitudes) = magnitudes {
-            self.set_magnitudes(magnitudes);
-        }
-        Ok(())
-    }
-
-    /// Puts the last row in the place of `row` and shortens the segment by one.
-    ///
-    /// # Errors
-    /// [`CacheError::Full`] when a shared block had to be copied and there was none.
-    pub(crate) fn swap_remove(&mut self, store: &mut KvStore, row: usize) -> Result<(), CacheError> {
-        assert_eq!(self.dropped, 0, "rows of sliding windows are not chosen");
-        let last = self.len - 1;
-        if row != last {
-            let shape = store.layer(self.layer).tile();
-            for plane in PLANES {
-                let (dim, len) = shape.plane(plane);
-                let mut numbers = vec![0.0; dim];
-                let source = self.plane(last, plane).rows;
-                let target = self.tiles[row / TILE_TOKENS][plane as usize].rows;
-                let (Some(source), Some(target)) = (source, target) else {
-                    // What is encoded has no slot to write to: the general way.
-                    let keep: Vec<u32> = (0..self.len as u32).filter(|&r| r as usize != row).collect();
-                    return self.retain(store, &keep);
-                };
-                store.bring(source)?;
-                shape.read_row(plane, store.rows(source, len), last % TILE_TOKENS, &mut numbers);
-                let target = store.owned(target)?;
-                self.tiles[row / TILE_TOKENS][plane as usize].rows = Some(target);
-                shape.write_row(plane, store.rows_mut(target, len), row % TILE_TOKENS, &numbers);
-            }
-        }
-        if let RowPositions::From(start) = self.positions {
-            self.set_positions((0..self.len as u32).map(|row| start + row).collect());
-        }
-        if let RowPositions::Each(positions) = &mut self.positions {
-            positions[row] = positions[last];
-            positions[last] = u32::MAX;
-        }
-        let magnitudes = self.magnitudes.as_mut().map(|m| [&mut m.keys, &mut m.values]);
-        for column in self.bias.as_mut().into_iter().chain(magnitudes.into_iter().flatten()) {
-            column[row] = column[last];
-        }
-        self.len = last;
-        for tile in self.tiles.drain(self.len.div_ceil(TILE_TOKENS)..) {
-            release(store, tile);
-        }
-        Ok(())
-    }
-
-    /// Makes bf16 rows of everything that is encoded.
-    fn decode(&mut self, store: &mut KvStore) -> Result<(), CacheError> {
-        for tile in 0..self.tiles.len() {
-            for plane in PLANES {
-                self.decode_plane(store, tile, plane)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes bf16 rows of what is encoded of a plane of the tile at index `tile`, dropped ones not counted.
-    fn decode_plane(&mut self, store: &mut KvStore, tile: usize, plane: PlaneKind) -> Result<(), CacheError> {
-        let shape = store.layer(self.layer).tile();
-        let class = store.class_of(self.layer, plane);
-        let this = &mut self.tiles[tile][plane as usize];
-        let Some(EncodedRows { codec, block, rows }) = this.encoded.clone() else { return Ok(()) };
-        let (dim, len) = shape.plane(plane);
-        let mut numbers = vec![0u16; len];
-        for block in this.blocks() {
-            store.bring(block)?;
-        }
-        codec.decode(plane, dim, rows, store.bytes(block), &mut numbers);
-        if let Some(rest) = this.rows {
-            for row in rows..TILE_TOKENS {
-                shape.copy_row(plane, store.rows(rest, len), &mut numbers, row);
-            }
-        }
-        let target = match this.rows {
-            Some(rest) => store.owned(rest)?,
-            None => store.take(class)?,
-        };
-        store.rows_mut(target, len).copy_from_slice(&numbers);
-        store.release(block);
-        *this = Plane { rows: Some(target), encoded: None };
-        Ok(())
-    }
-
-    /// Gives back whole tiles whose positions all lie before `position`.
-    pub(crate) fn drop_before(&mut self, store: &mut KvStore, position: u32) {
-        let RowPositions::From(start) = self.positions else { return };
-        let tiles = (position.saturating_sub(start) as usize / TILE_TOKENS).min(self.tiles());
-        let drop = tiles.saturating_sub(self.dropped).min(self.tiles.len());
-        for tile in self.tiles.drain(..drop) {
-            release(store, tile);
-        }
-        self.dropped += drop;
-    }
-
-    /// Forgets the rows at `position` and later, and gives their blocks back. False if it cannot, because rows before
-    /// `needed_from` were already dropped.
-    pub(crate) fn truncate(&mut self, store: &mut KvStore, position: u32, needed_from: u32) -> bool {
-        match &self.positions {
-            RowPositions::Each(positions) => {
-                let keep: Vec<u32> =
-                    (0..self.len as u32).filter(|&row| positions[row as usize] < position).collect();
-                // Most often the rows to forget are the last ones.
-                if keep.iter().enumerate().all(|(index, &row)| index == row as usize) {
-                    self.cut(store, keep.len());
-                    return true;
-                }
-                self.retain(store, &keep).is_ok()
-            }
-            RowPositions::From(start) => {
-                if self.dropped > 0 && needed_from < start + (self.dropped * TILE_TOKENS) as u32 {
-                    return false;
-                }
-                let len = self.len.min(position.saturating_sub(*start) as usize);
-                self.cut(store, len);
-                true
-            }
-        }
-    }
-
-    /// Forgets all rows from row `len` on; `len` counts the dropped rows.
-    fn cut(&mut self, store: &mut KvStore, len: usize) {
-        self.len = len;
-        let keep = self.tiles().saturating_sub(self.dropped);
-        for tile in self.tiles.drain(keep..) {
-            release(store, tile);
-        }
-        let last_rows = self.len % TILE_TOKENS;
-        if last_rows > 0
-            && let Some(planes) = self.tiles.last_mut()
-        {
-            for encoded in planes.iter_mut().filter_map(|plane| plane.encoded.as_mut()) {
-                encoded.rows = encoded.rows.min(last_rows);
-            }
-        }
-        let padded = self.len.next_multiple_of(TILE_TOKENS);
-        if let RowPositions::Each(positions) = &mut self.positions {
-            positions.truncate(padded);
-            positions[len..].fill(u32::MAX);
-        }
     }
 
     /// The same rows once more; blocks have one more holder.
@@ -745,9 +455,7 @@ impl Segment {
             dropped: self.dropped,
             tiles,
             len: self.len,
-            positions: self.positions.clone(),
-            bias: self.bias.clone(),
-            magnitudes: self.magnitudes.clone(),
+            columns: self.columns.clone(),
             rotation: self.rotation.clone(),
         }
     }
@@ -766,9 +474,7 @@ impl Segment {
     pub(crate) fn take_blocks(&mut self) -> impl Iterator<Item = Block> {
         self.len = 0;
         self.dropped = 0;
-        self.positions = RowPositions::From(0);
-        self.bias = None;
-        self.magnitudes = None;
+        self.columns = Columns::from(0);
         self.rotation = KeyRotation::Stored;
         self.tiles.drain(..).flat_map(|[keys, values]| keys.blocks().chain(values.blocks()))
     }
@@ -785,13 +491,7 @@ impl Segment {
     pub(crate) fn used_bytes(&self, store: &KvStore) -> usize {
         let in_ram = blocks(&self.tiles).filter(|&block| store.takes_ram(block));
         let blocks: usize = in_ram.map(|block| store.share_bytes(block)).sum();
-        let positions = match &self.positions {
-            RowPositions::From(_) => 0,
-            RowPositions::Each(positions) => positions.len(),
-        };
-        let bias = self.bias.as_ref().map_or(0, Vec::len);
-        let magnitudes = self.magnitudes.as_ref().map_or(0, |m| m.keys.len() + m.values.len());
-        blocks + 4 * (positions + bias + magnitudes)
+        blocks + self.columns.bytes()
     }
 
     /// Bytes that the blocks would take in RAM besides; one that several hold counts in equal parts.
