@@ -143,8 +143,9 @@ impl Segment {
                 *target = Some(owned);
                 shape.write_row(plane, store.rows_mut(owned, len), row % TILE_TOKENS, &numbers);
             }
-            self.columns.replace(self.len, row, last);
         }
+        // Without its last row, too, the segment goes on at a position that does not follow.
+        self.columns.replace(self.len, row, last);
         self.cut(store, last);
         Ok(())
     }
