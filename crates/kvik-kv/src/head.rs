@@ -36,10 +36,10 @@ pub(crate) struct HeadCache {
     pub(crate) statistics: RowStatistics,
     /// Tiles that queries visit, if not all, counted over the segments.
     pub(crate) visits: Option<Vec<u32>>,
-    /// Copies of rows of the segments: queries that do not visit all tiles visit these too.
-    pub(crate) copies: Vec<Segment>,
     /// What turns the keys, once rows are to stand without gaps.
     pub(crate) turns: Option<Arc<Turns>>,
+    /// Copies of rows of the segments: queries that do not visit all tiles visit these too.
+    pub(crate) copies: Vec<Segment>,
 }
 
 impl HeadCache {
@@ -227,8 +227,8 @@ impl HeadCache {
             segments: self.segments.iter().map(|segment| segment.fork(store, capacity_tokens)).collect(),
             statistics: self.statistics.clone(),
             visits: None,
-            copies: self.copies.iter().map(|segment| segment.fork(store, 0)).collect(),
             turns: self.turns.clone(),
+            copies: self.copies.iter().map(|segment| segment.fork(store, 0)).collect(),
         }
     }
 }

@@ -81,28 +81,25 @@ impl Columns {
         self.pad(padded);
     }
 
-    /// Parts with those of the first `rows` rows, whole tiles.
+    /// Parts with the first `rows` rows, which fill their tiles.
     pub(crate) fn split_front(&mut self, rows: usize) -> Self {
-        fn part<T>(column: &mut Vec<T>, rows: usize) -> Vec<T> {
-            let rest = column.split_off(rows);
-            std::mem::replace(column, rest)
-        }
         let positions = match &mut self.positions {
             RowPositions::From(position) => {
+                let front = RowPositions::From(*position);
                 *position += rows as u32;
-                RowPositions::From(*position - rows as u32)
+                front
             }
-            RowPositions::Each(positions) => RowPositions::Each(part(positions, rows)),
+            RowPositions::Each(positions) => RowPositions::Each(front_of(positions, rows)),
         };
-        let bias = self.bias.as_mut().map(|bias| part(bias, rows));
-        let magnitudes = self
-            .magnitudes
-            .as_mut()
-            .map(|m| Magnitudes { keys: part(&mut m.keys, rows), values: part(&mut m.values, rows) });
+        let bias = self.bias.as_mut().map(|bias| front_of(bias, rows));
+        let magnitudes = self.magnitudes.as_mut().map(|magnitudes| Magnitudes {
+            keys: front_of(&mut magnitudes.keys, rows),
+            values: front_of(&mut magnitudes.values, rows),
+        });
         let shifts = self
             .shifts
             .as_mut()
-            .map(|shifts| Shifts { turns: Arc::clone(&shifts.turns), by: part(&mut shifts.by, rows) });
+            .map(|shifts| Shifts { turns: Arc::clone(&shifts.turns), by: front_of(&mut shifts.by, rows) });
         Self { positions, bias, magnitudes, shifts }
     }
 
@@ -172,4 +169,10 @@ impl Columns {
         let magnitudes = self.magnitudes.as_mut().map(|m| [&mut m.keys, &mut m.values]);
         self.bias.as_mut().into_iter().chain(magnitudes.into_iter().flatten())
     }
+}
+
+/// The first `rows` of a column, taken out of it.
+fn front_of<T>(column: &mut Vec<T>, rows: usize) -> Vec<T> {
+    let rest = column.split_off(rows);
+    std::mem::replace(column, rest)
 }
