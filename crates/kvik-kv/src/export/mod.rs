@@ -56,7 +56,9 @@ impl SequenceCache {
             return Err(CacheError::Export("one of its methods has failed"));
         }
         if self.layers.iter().flat_map(|layer| &layer.heads).any(|head| !head.copies.is_empty()) {
-            return Err(CacheError::Export("its keys are coefficients over directions that only this process has"));
+            return Err(CacheError::Export(
+                "its keys are coefficients over directions that only this process has",
+            ));
         }
         let mut sink = Sink::new(target);
         sink.bytes(&MAGIC)?;

@@ -225,11 +225,6 @@ impl Segment {
         self.planes_of(row)[plane as usize].stored(blocks, len)
     }
 
-    /// Says whether the stored keys are rotated.
-    pub(crate) fn set_rotation(&mut self, rotation: KeyRotation) {
-        self.rotation = rotation;
-    }
-
     /// Whether its keys are rotated as they are stored.
     pub(crate) fn rotation(&self) -> &KeyRotation {
         &self.rotation
