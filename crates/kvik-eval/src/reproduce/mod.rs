@@ -13,6 +13,7 @@ mod lab;
 mod minicache;
 mod record;
 mod scbench;
+mod shadowkv;
 mod snapkv;
 mod tier;
 
@@ -43,8 +44,15 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] =
-    &[&h2o::H2o, &kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv, &tier::Tier];
+pub const EXPERIMENTS: &[&dyn Experiment] = &[
+    &h2o::H2o,
+    &kivi::Kivi,
+    &minicache::MiniCache,
+    &scbench::ScBench,
+    &shadowkv::ShadowKvExperiment,
+    &snapkv::SnapKv,
+    &tier::Tier,
+];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]

@@ -55,6 +55,11 @@ impl SequenceCache {
         if self.rewritten_tokens > self.len {
             return Err(CacheError::Export("one of its methods has failed"));
         }
+        if self.layers.iter().flat_map(|layer| &layer.heads).any(|head| !head.copies.is_empty()) {
+            return Err(CacheError::Export(
+                "its keys are coefficients over directions that only this process has",
+            ));
+        }
         let mut sink = Sink::new(target);
         sink.bytes(&MAGIC)?;
         sink.u32(VERSION)?;

@@ -22,7 +22,7 @@
 //! tokens, as with the authors' offloading class, and what is left is local. A chunk of a file is read with the 64 tokens around
 //! it. Methods that drop or merge tokens cannot come before it, because the heads' keys of a token are taken apart together;
 //! bits (of values) and places go behind it. Singular vectors come from the keys' Gram matrix, which takes a moment at the end of
-//! a prompt; reading the prompt is neither faster nor smaller.
+//! a prompt; reading the prompt is neither faster nor smaller. A cache that it has taken apart cannot be exported.
 
 use std::{
     path::Path,
