@@ -28,7 +28,7 @@ pub mod methods;
 mod open_cache;
 pub mod pipeline;
 pub mod positions;
-mod principal;
+pub mod principal;
 mod segment;
 pub mod select;
 mod sequence;

@@ -42,6 +42,12 @@ pub(crate) fn gram(rows: &[f32], dim: usize) -> Vec<f64> {
     gram
 }
 
+/// How much of the energy of rows (`[n, dim]`) lies along each of their principal directions, in falling order: the squares of
+/// their singular values.
+pub fn energies(rows: &[f32], dim: usize) -> Vec<f64> {
+    symmetric_eigen(gram(rows, dim), dim).0
+}
+
 /// Eigenvalues of a symmetric matrix (`[dim, dim]`) in falling order, and the eigenvectors, of length 1, as rows in that order.
 pub(crate) fn symmetric_eigen(mut matrix: Vec<f64>, dim: usize) -> (Vec<f64>, Vec<f64>) {
     let (mut diagonal, mut beside, mut vectors) = tridiagonal(&mut matrix, dim);

@@ -393,6 +393,8 @@ fn memory_is_what_the_parts_add_up_to() {
                 + rank * DIM * 2
                 + tiles(rows / 8 - outliers) * key_tile
                 + 4 * (rows / 8 - outliers + budget / 8));
+    let exported = cache.export(&model.store, Vec::new()).unwrap_err().to_string();
+    assert!(exported.contains("directions"), "{exported}");
     let angles = tokens * DIM / 2 * 8;
     assert_eq!(cache.used_bytes(&model.store), 3 * per_layer + angles);
     let fork = cache.fork(&mut model.store);

@@ -14,6 +14,7 @@ mod lab;
 mod minicache;
 mod record;
 mod scbench;
+mod shadowkv;
 mod snapkv;
 mod tier;
 
@@ -50,6 +51,7 @@ pub const EXPERIMENTS: &[&dyn Experiment] = &[
     &kivi::Kivi,
     &minicache::MiniCache,
     &scbench::ScBench,
+    &shadowkv::ShadowKvExperiment,
     &snapkv::SnapKv,
     &tier::Tier,
 ];

@@ -22,7 +22,7 @@
 //! tokens, as with the authors' offloading class, and what is left is local. A chunk of a file is read with the 64 tokens around
 //! it. Methods that drop or merge tokens cannot come before it, because the heads' keys of a token are taken apart together;
 //! bits (of values) and places go behind it. Singular vectors come from the keys' Gram matrix, which takes a moment at the end of
-//! a prompt; reading the prompt is neither faster nor smaller.
+//! a prompt; reading the prompt is neither faster nor smaller. A cache that it has taken apart cannot be exported.
 
 use std::{
     path::Path,
@@ -562,6 +562,13 @@ impl Method for ShadowKv {
         if len == 0 {
             self.layers.fill_with(|| None);
             self.angles.clear();
+        }
+    }
+
+    fn save(&self, _state: &mut Vec<u8>) -> Result<(), &'static str> {
+        match self.layers.iter().all(Option::is_none) {
+            true => Ok(()),
+            false => Err("shadowkv's bases and landmarks are not written yet"),
         }
     }
 
