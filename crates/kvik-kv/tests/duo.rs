@@ -36,9 +36,12 @@ struct Case {
     is_full: Vec<Vec<bool>>,
     /// Runs of positions after each pass, `[passes][layers][kv_heads][runs]`.
     held: Vec<Vec<Vec<Vec<[u32; 2]>>>>,
-    /// Of some queries of each pass: their row, and `[heads][dim]`.
-    outputs: Option<Vec<Vec<(usize, Vec<Vec<f32>>)>>>,
+    /// Of some queries of each pass.
+    outputs: Option<Vec<Vec<Output>>>,
 }
+
+/// A row of a pass, and what its query heads read, `[heads][dim]`.
+type Output = (usize, Vec<Vec<f32>>);
 
 /// A pass of a case.
 enum Pass {

@@ -25,7 +25,7 @@ impl Experiment for Duo {
     }
 
     fn setting(&self) -> &'static str {
-        "a 135M model with 90 KV heads instead of 7B and 8B ones, whose gates were trained on texts of up to 1,024 tokens; streaming heads \
+        "a 135M model with 90 KV heads instead of 7B and 8B ones, whose gates were trained on texts of up to 704 tokens; streaming heads \
          keep 16 sinks and 64 recent tokens; pass keys in a novel that are asked for behind the prompt, which is read in chunks of 512; \
          recall is relative to the full cache's"
     }

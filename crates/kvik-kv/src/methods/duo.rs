@@ -12,7 +12,7 @@
 //! later question. Within a chunk of a prompt the streaming heads see that chunk, however long it is: a prompt of one chunk is read
 //! exactly. Memory falls while the prompt is read already, by as much as `--prefill-chunk` allows.
 //!
-//! Gates belong to one model and one quantisation of it. Training sees the `sink` and `recent` that the file's header names; the
+//! Gates of SmolLM2 135M come with Kvik; they belong to one model and one quantisation of it. Training sees the `sink` and `recent` that the file's header names; the
 //! defaults here are those of the authors' deployment. The share of full heads is rounded to whole heads, which may be one more or
 //! less than the authors' quantile gives, and of two equal gates the earlier head's counts as higher, where the authors draw. Gates
 //! may leave a layer without full heads, or without others. Where a model has one KV head, or few layers that see the whole sequence
@@ -27,8 +27,8 @@ use crate::{
     Parameter, ParameterKind, draw::uniform, select::sinks_and_recent,
 };
 
-/// The calibrations that come with Kvik, from `kvik calibrate duo`.
-const SHIPPED: &[&[u8]] = &[];
+/// The calibrations that come with Kvik, from `kvik calibrate duo`: SmolLM2 135M Instruct (Q4_1).
+const SHIPPED: &[&[u8]] = &[include_bytes!("../../../../data/calibration/duo-smollm2-135m.safetensors")];
 
 /// What the registry knows of it.
 pub const INFO: MethodInfo = MethodInfo {
