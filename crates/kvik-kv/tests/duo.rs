@@ -37,8 +37,11 @@ struct Case {
     /// Runs of positions after each pass, `[passes][layers][kv_heads][runs]`.
     held: Vec<Vec<Vec<Vec<[u32; 2]>>>>,
     /// Of some queries of each pass: their row, and `[heads][dim]`.
-    outputs: Option<Vec<Vec<(usize, Vec<Vec<f32>>)>>>,
+    outputs: Option<Vec<Vec<Output>>>,
 }
+
+/// A query row of a pass, and `[heads][dim]`.
+type Output = (usize, Vec<Vec<f32>>);
 
 /// A pass of a case.
 enum Pass {
