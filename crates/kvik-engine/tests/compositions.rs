@@ -22,16 +22,15 @@ fn small(method: &MethodInfo) -> Vec<String> {
     }
 }
 
-fn goes_before(first: &'static MethodInfo, second: &MethodInfo) -> bool {
-    first.direction < second.direction && first.composes_with().any(|other| other.name == second.name)
-}
-
 /// All methods that need no calibration, alone and in pairs of different directions, and one long pipeline.
 fn pipelines() -> Vec<String> {
     let free = METHODS.iter().filter(|method| method.calibration.is_none());
     let mut all: Vec<String> = free.clone().flat_map(|method| small(method)).collect();
     for first in free.clone() {
-        for second in free.clone().filter(|second| goes_before(first, second)) {
+        let follows = |second: &&&MethodInfo| {
+            first.direction < second.direction && first.composes_with().any(|other| other.name == second.name)
+        };
+        for second in free.clone().filter(follows) {
             let seconds = small(second);
             let pair = |first: String| seconds.iter().map(move |second| format!("{first}+{second}"));
             all.extend(small(first).into_iter().flat_map(pair).collect::<Vec<_>>());

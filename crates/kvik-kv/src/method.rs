@@ -89,9 +89,14 @@ pub trait Method: Send + Sync {
         let _ = len;
     }
 
-    /// Writes what it remembers of the sequence, beyond its parameters, for [`Self::restore`].
-    fn save(&self, state: &mut Vec<u8>) {
+    /// Writes what it remembers of the sequence, beyond its parameters, for [`Self::restore`]. What it can find out again from the
+    /// cache need not be written.
+    ///
+    /// # Errors
+    /// A sentence, if that cannot be written: the sequence then cannot be exported.
+    fn save(&self, state: &mut Vec<u8>) -> Result<(), &'static str> {
         let _ = state;
+        Ok(())
     }
 
     /// Takes up what [`Self::save`] wrote, or what somebody else did: nothing in `state` is to be trusted.

@@ -72,6 +72,11 @@ unsafe fn fold_rows<const R: usize>(
             scores[r][token] = from_bf16(to_bf16(weight));
             sum += scores[r][token];
         }
+        if let Some(scales) = tile.scales {
+            for (weight, scale) in scores[r].iter_mut().zip(scales.values) {
+                *weight *= scale;
+            }
+        }
         partials.max[first + r] = max;
         partials.sum[first + r] = partials.sum[first + r] * rescale[r] + sum;
     }
@@ -101,7 +106,7 @@ unsafe fn fold_rows<const R: usize>(
     }
 }
 
-/// Scores of rows `first..first + R`, without bias.
+/// Scores of rows `first..first + R`, the lengths of keys applied, without bias.
 ///
 /// # Safety
 /// As [`fold_rows`].
@@ -143,6 +148,11 @@ unsafe fn score_rows<const R: usize>(
                     _mm256_storeu_ps(scores[r].as_mut_ptr().add(start), sums[r][half]);
                 }
             }
+        }
+    }
+    if let Some(scales) = tile.scales {
+        for scores in &mut scores {
+            scores.iter_mut().zip(scales.keys).for_each(|(score, scale)| *score *= scale);
         }
     }
     scores

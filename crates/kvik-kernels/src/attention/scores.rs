@@ -17,7 +17,8 @@ pub fn scores(isa: Isa, shape: TileShape, queries: &[u32], keys: &[u16], out: &m
     assert_eq!(queries.len() % pairs, 0);
     assert_eq!(out.len(), queries.len() / pairs * TILE_TOKENS);
     let queries = Queries { packed: queries, positions: &[], reach: Reach::ALL };
-    let tile = Tile { keys, values: &[], len: TILE_TOKENS, positions: Positions::From(0), bias: None };
+    let tile =
+        Tile { keys, values: &[], len: TILE_TOKENS, positions: Positions::From(0), bias: None, scales: None };
     match isa {
         // SAFETY: an `Isa` above Scalar only exists on a processor that has it, and the shapes were checked.
         #[cfg(target_arch = "x86_64")]

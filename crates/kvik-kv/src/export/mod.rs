@@ -46,8 +46,8 @@ impl SequenceCache {
     /// Writes the cache, between two passes, to `target`; [`KvStore::import`] reads it.
     ///
     /// # Errors
-    /// [`CacheError::Io`] if writing fails; [`CacheError::Export`] if the sequence has methods that are of no pipeline, or one has
-    /// failed.
+    /// [`CacheError::Io`] if writing fails; [`CacheError::Export`] if the sequence has methods that are of no pipeline, one has
+    /// failed, or one cannot say what it remembers.
     pub fn export(&self, store: &KvStore, target: impl Write) -> Result<(), CacheError> {
         let Some(pipeline) = &self.pipeline else {
             return Err(CacheError::Export("it has methods that are of no pipeline"));
@@ -70,7 +70,7 @@ impl SequenceCache {
         }
         for method in &self.methods {
             let mut state = Vec::new();
-            method.save(&mut state);
+            method.save(&mut state).map_err(CacheError::Export)?;
             sink.blob(&state)?;
         }
         let mut written = Written::default();

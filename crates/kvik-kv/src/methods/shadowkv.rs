@@ -565,6 +565,13 @@ impl Method for ShadowKv {
         }
     }
 
+    fn save(&self, _state: &mut Vec<u8>) -> Result<(), &'static str> {
+        match self.layers.iter().all(Option::is_none) {
+            true => Ok(()),
+            false => Err("shadowkv's bases and landmarks are not written yet"),
+        }
+    }
+
     fn fork(&self) -> Box<dyn Method> {
         Box::new(Self {
             file: self.file.clone(),

@@ -20,7 +20,8 @@
 //! The file has no name and vanishes with the sequence, or with the process. It is as large as what was moved. On many systems the
 //! folder for temporary files is RAM too (tmpfs): name a folder on a disk then. A decoded token reads all that is not in RAM, so
 //! its time is at least those bytes over the speed of the disk; what the system keeps of the file in its page cache comes at the
-//! speed of memory, but does not count as RAM here; `kvik reproduce tier` measures that case. Methods that rewrite old tokens at every step make it write them at every step.
+//! speed of memory, but does not count as RAM here; `kvik reproduce tier` measures that case. Methods that rewrite old tokens at every
+//! step make it write them at every step.
 
 use std::path::Path;
 

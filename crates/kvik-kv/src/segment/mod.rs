@@ -427,11 +427,17 @@ impl Segment {
         while row < end {
             let tile = self.tile(&glance, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
             let tile = StoredTile { shifts: None, ..tile }.decode(shape, &mut buffer);
-            let numbers = if plane == PlaneKind::Keys { tile.keys } else { tile.values };
+            let (numbers, scales) = match plane {
+                PlaneKind::Keys => (tile.keys, tile.scales.map(|scales| scales.keys)),
+                PlaneKind::Values => (tile.values, tile.scales.map(|scales| scales.values)),
+            };
             let until = end.min((row / TILE_TOKENS + 1) * TILE_TOKENS);
             for row in row..until {
                 let out = out.next().expect("there is space for every row");
                 shape.read_row(plane, numbers, row % TILE_TOKENS, out);
+                if let Some(scales) = scales {
+                    out.iter_mut().for_each(|number| *number *= scales[row % TILE_TOKENS]);
+                }
             }
             row = until;
         }

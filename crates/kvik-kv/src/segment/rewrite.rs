@@ -144,7 +144,7 @@ impl Segment {
                 shape.write_row(plane, store.rows_mut(owned, len), row % TILE_TOKENS, &numbers);
             }
         }
-        // Without its last row, too, the segment goes on at a position that does not follow.
+        // Also for the last row: what is appended next does not follow the one before it.
         self.columns.replace(self.len, row, last);
         self.cut(store, last);
         Ok(())
