@@ -7,6 +7,7 @@
 //!
 //! A new experiment is one file here and one line in [`EXPERIMENTS`].
 
+mod duo;
 mod h2o;
 mod kivi;
 mod lab;
@@ -45,6 +46,7 @@ pub trait Experiment: Sync {
 
 /// Every experiment, by name.
 pub const EXPERIMENTS: &[&dyn Experiment] = &[
+    &duo::Duo,
     &h2o::H2o,
     &kivi::Kivi,
     &minicache::MiniCache,

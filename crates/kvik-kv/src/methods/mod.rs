@@ -1,5 +1,6 @@
 //! Every method, one file each. A new one is a file here, its name in the first list and its `INFO` in the second.
 
+pub mod duo;
 pub mod h2o;
 pub mod hadamard;
 pub mod kivi;
@@ -15,6 +16,7 @@ use crate::{MethodInfo, pipeline::registry::Apart};
 
 /// All methods, by name.
 pub static METHODS: &[&MethodInfo] = &[
+    &duo::INFO,
     &h2o::INFO,
     &hadamard::INFO,
     &kivi::INFO,

@@ -1,0 +1,1 @@
+//! Calibration that needs gradients: the autograd side of Kvik.
