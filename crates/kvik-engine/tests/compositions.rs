@@ -27,7 +27,10 @@ fn pipelines() -> Vec<String> {
     let free = METHODS.iter().filter(|method| method.calibration.is_none());
     let mut all: Vec<String> = free.clone().flat_map(|method| small(method)).collect();
     for first in free.clone() {
-        for second in free.clone().filter(|second| first.direction < second.direction) {
+        let follows = |second: &&&MethodInfo| {
+            first.direction < second.direction && first.composes_with().any(|other| other.name == second.name)
+        };
+        for second in free.clone().filter(follows) {
             let seconds = small(second);
             let pair = |first: String| seconds.iter().map(move |second| format!("{first}+{second}"));
             all.extend(small(first).into_iter().flat_map(pair).collect::<Vec<_>>());

@@ -37,8 +37,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Pipelines with budgets that short prompts exceed.
-fn pipelines() -> Vec<Pipeline> {
+/// Pipelines with budgets that short prompts exceed. Methods that change the model's weights would need a model of their own.
+fn pipelines(engine: &Engine) -> Vec<Pipeline> {
     let free = METHODS.iter().filter(|method| method.calibration.is_none());
     let texts = free.map(|method| {
         let settings = [("budget", 40), ("start", 0), ("skip", 0)];
@@ -48,14 +48,15 @@ fn pipelines() -> Vec<Pipeline> {
     });
     let pairs =
         ["full", "snapkv(budget=40)+kivi(residual=32)", "h2o(budget=40,positions=slot)+kivi(residual=32)"];
-    texts.chain(pairs.map(String::from)).map(|kv| Pipeline::parse(&kv).unwrap()).collect()
+    let all = texts.chain(pairs.map(String::from)).map(|kv| Pipeline::parse(&kv).unwrap());
+    all.filter(|pipeline| pipeline.basis(&pipeline.build(engine.kv_shape()).unwrap()).is_empty()).collect()
 }
 
 fn sequence(engine: &mut Engine, pipeline: &Pipeline, index: usize) {
     let mut session = engine.session_with(pipeline).unwrap();
     let tokens: Vec<u32> = (0..50 + index % 30).map(|i| 3 + (i * 31 + index) as u32 % 93).collect();
     engine.read(&mut session, &tokens, true).unwrap();
-    let mut copy = (index % 3 == 0).then(|| engine.fork(&session));
+    let mut copy = index.is_multiple_of(3).then(|| engine.fork(&session));
     engine.decode(&mut session, &tokens[..4], &mut |_, _| {}).unwrap();
     if let Some(copy) = &mut copy {
         engine.decode(copy, &tokens[..2], &mut |_, _| {}).unwrap();
@@ -73,7 +74,7 @@ fn a_thousand_sequences_leave_no_block_and_no_byte_behind() {
         ..EngineOptions::default()
     };
     let mut engine = Engine::load(&path, &options).unwrap();
-    let pipelines = pipelines();
+    let pipelines = pipelines(&engine);
     // Buffers and tables that last have their size after one round of each.
     for index in 0..3 * 30 * pipelines.len() {
         sequence(&mut engine, &pipelines[index % pipelines.len()], index / pipelines.len());

@@ -81,6 +81,9 @@ pub struct Run {
     pub finished: bool,
 }
 
+/// A task with its items.
+pub type Prepared = (&'static dyn Task, Vec<Item>);
+
 /// Makes the items of `choices` and checks that they fit the model's context.
 ///
 /// # Errors
@@ -90,7 +93,7 @@ pub fn prepare(
     choices: &[Choice],
     plan: &Plan,
     context_tokens: usize,
-) -> Result<Vec<(&'static dyn Task, Vec<Item>)>, EvalError> {
+) -> Result<Vec<Prepared>, EvalError> {
     plan.validate()?;
     let mut prepared = Vec::new();
     for choice in choices {

@@ -212,13 +212,26 @@ impl ThreadPool {
     pub fn for_each_row<T: Send>(&self, data: &mut [T], cols: usize, task: impl Fn(usize, &mut [T]) + Sync) {
         /// A piece of so many elements is worth handing to another thread.
         const PIECE_ELEMENTS: usize = 4096;
-        if cols == 0 {
-            return;
+        if cols > 0 {
+            self.for_each_row_in(data, cols, PIECE_ELEMENTS.div_ceil(cols), task);
         }
+    }
+
+    /// As [`Self::for_each_row`], in pieces of `grain` rows: for rows that take long.
+    ///
+    /// # Panics
+    /// If `data` is no whole number of rows.
+    pub fn for_each_row_in<T: Send>(
+        &self,
+        data: &mut [T],
+        cols: usize,
+        grain: usize,
+        task: impl Fn(usize, &mut [T]) + Sync,
+    ) {
         assert!(data.len().is_multiple_of(cols));
         let rows = data.len() / cols;
         let data = Disjoint::new(data);
-        self.for_each_piece(rows, PIECE_ELEMENTS.div_ceil(cols), |piece| {
+        self.for_each_piece(rows, grain, |piece| {
             for row in piece {
                 // SAFETY: pieces are disjoint, so every row is handed out once.
                 task(row, unsafe { data.slice(row * cols..(row + 1) * cols) });

@@ -2,12 +2,14 @@
 
 use kvik_kernels::{
     Isa,
-    attention::{Partials, Positions, Queries, Reach, TILE_TOKENS, Tile, TileShape, fold, pack_query},
+    attention::{
+        Partials, Positions, Queries, Reach, RowScales, TILE_TOKENS, Tile, TileShape, fold, pack_query,
+    },
 };
 use proptest::prelude::*;
 
-/// Key, value, position, bias.
-type Row = (Vec<f32>, Vec<f32>, u32, f32);
+/// Key, value, position, bias, and the lengths of key and value if these are directions.
+type Row = (Vec<f32>, Vec<f32>, u32, f32, [f32; 2]);
 
 /// A cache of one KV head and some queries, as plain numbers.
 #[derive(Debug, Clone)]
@@ -17,6 +19,8 @@ struct Case {
     /// Rows of each tile, at most 64.
     tiles: Vec<Vec<Row>>,
     consecutive: bool,
+    /// Rows have lengths.
+    scaled: bool,
     queries: Vec<(Vec<f32>, u32)>,
 }
 
@@ -32,9 +36,12 @@ fn case() -> impl Strategy<Value = Case> {
     let shapes = (1usize..70, 1usize..140).prop_map(|(key_dim, value_dim)| TileShape { key_dim, value_dim });
     let reach =
         (any::<bool>(), prop::option::of(1u32..100)).prop_map(|(causal, window)| Reach { causal, window });
-    (shapes, reach, any::<bool>(), any::<bool>()).prop_flat_map(|(shape, reach, consecutive, biased)| {
+    let flags = [any::<bool>(), any::<bool>(), any::<bool>()];
+    (shapes, reach, flags).prop_flat_map(|(shape, reach, [consecutive, biased, scaled])| {
         let bias = if biased { (-3.0f32..3.0).boxed() } else { Just(0.0).boxed() };
-        let row = (numbers(shape.key_dim), numbers(shape.value_dim), 0u32..150, bias);
+        let length = || if scaled { (0.0f32..3.0).boxed() } else { Just(1.0).boxed() };
+        let lengths = [length(), length()];
+        let row = (numbers(shape.key_dim), numbers(shape.value_dim), 0u32..150, bias, lengths);
         let tiles = prop::collection::vec(prop::collection::vec(row, 0..=TILE_TOKENS), 1..4);
         let queries = prop::collection::vec((numbers(shape.key_dim), 0u32..200), 1..10);
         (tiles, queries).prop_map(move |(mut tiles, queries)| {
@@ -47,7 +54,7 @@ fn case() -> impl Strategy<Value = Case> {
                     }
                 }
             }
-            Case { shape, reach, tiles, consecutive, queries }
+            Case { shape, reach, tiles, consecutive, scaled, queries }
         })
     })
 }
@@ -69,9 +76,11 @@ fn run(isa: Isa, case: &Case, rows: std::ops::Range<usize>, pieces: bool) -> (Ve
     for rows in &case.tiles {
         let (mut keys, mut values) = (vec![0; shape.key_len()], vec![0; shape.value_len()]);
         let (mut at, mut bias) = (vec![0; TILE_TOKENS], vec![0.0; TILE_TOKENS]);
+        let mut lengths = [vec![5.0; TILE_TOKENS], vec![5.0; TILE_TOKENS]];
         for (slot, row) in rows.iter().enumerate() {
             shape.write(&mut keys, &mut values, slot, &row.0, &row.1);
             (at[slot], bias[slot]) = (row.2, row.3);
+            (lengths[0][slot], lengths[1][slot]) = (row.4[0], row.4[1]);
         }
         let tile = Tile {
             keys: &keys,
@@ -83,15 +92,16 @@ fn run(isa: Isa, case: &Case, rows: std::ops::Range<usize>, pieces: bool) -> (Ve
                 Positions::Each(&at)
             },
             bias: Some(&bias[..]).filter(|bias| bias.iter().any(|&b| b != 0.0)),
+            scales: case.scaled.then_some(RowScales { keys: &lengths[0], values: &lengths[1] }),
         };
         if pieces {
             let (mut max, mut sum, mut acc) = state();
             let mut piece = Partials { max: &mut max, sum: &mut sum, acc: &mut acc };
             piece.reset();
-            fold(isa, shape, &queries, &tile, &[], &mut piece);
+            fold(isa, shape, &queries, &tile, [&[]; 2], &mut piece);
             total.merge(&piece);
         } else {
-            fold(isa, shape, &queries, &tile, &[], &mut total);
+            fold(isa, shape, &queries, &tile, [&[]; 2], &mut total);
         }
     }
     let mut out = vec![vec![0.0; shape.value_dim]; n];
@@ -106,16 +116,16 @@ fn brute_force(case: &Case, row: usize) -> (Vec<f64>, f64) {
     let (query, position) = &case.queries[row];
     let (first, last) = case.reach.range(*position);
     let seen: Vec<_> = case.tiles.iter().flatten().filter(|r| first <= r.2 && r.2 <= last).collect();
-    let score = |key: &[f32], bias: f32| {
-        let dot: f64 = query.iter().zip(key).map(|(&q, &k)| f64::from(bf16(q * 0.5)) * f64::from(k)).sum();
-        dot + f64::from(bias)
+    let score = |key: &[f32], bias: f32, length: f32| {
+        let product = |(&q, &k): (&f32, &f32)| f64::from(bf16(q * 0.5)) * f64::from(k) * f64::from(length);
+        query.iter().zip(key).map(product).sum::<f64>() + f64::from(bias)
     };
-    let weights: Vec<f64> = seen.iter().map(|r| score(&r.0, r.3).exp()).collect();
+    let weights: Vec<f64> = seen.iter().map(|r| score(&r.0, r.3, r.4[0]).exp()).collect();
     let sum: f64 = weights.iter().sum();
     let mut out = vec![0.0; case.shape.value_dim];
     for (row, weight) in seen.iter().zip(&weights) {
         for (out, &value) in out.iter_mut().zip(&row.1) {
-            *out += weight / sum * f64::from(value);
+            *out += weight / sum * f64::from(value) * f64::from(row.4[1]);
         }
     }
     (out, sum.ln())
@@ -126,6 +136,7 @@ proptest! {
 
     #[test]
     fn every_instruction_set_agrees_with_brute_force(case in case()) {
+        let longest = case.tiles.iter().flatten().fold(1.0, |longest, row| row.4[1].max(longest));
         for isa in Isa::available() {
             for pieces in [false, true] {
                 let (out, lse) = run(isa, &case, 0..case.queries.len(), pieces);
@@ -135,10 +146,11 @@ proptest! {
                         prop_assert!(out[row].iter().all(|&x| x == 0.0));
                         continue;
                     }
-                    // Weights are rounded to bf16: a relative 2^-9 each, on values of at most 2.
+                    // Weights are rounded to bf16: a relative 2^-9 each, on values of at most 2 times their lengths.
                     prop_assert!((f64::from(lse[row]) - want_lse).abs() < 4e-3, "{isa} lse {} {want_lse}", lse[row]);
                     for (&got, want) in out[row].iter().zip(want) {
-                        prop_assert!((f64::from(got) - want).abs() < 8e-3, "{isa} row {row}: {got} {want}");
+                        let most = 8e-3 * f64::from(longest);
+                        prop_assert!((f64::from(got) - want).abs() < most, "{isa} row {row}: {got} {want}");
                     }
                 }
             }

@@ -60,7 +60,8 @@ impl<S: Sequences> CachedTiles for LayerTiles<'_, S> {
 
     fn tiles(&self, sequence: usize, kv_head: usize) -> usize {
         let head = self.sequences.cache(sequence).head_cache(self.layer, kv_head);
-        head.visits.as_ref().map_or_else(|| tiles(head), Vec::len)
+        let Some(visits) = &head.visits else { return tiles(head) };
+        visits.len() + head.copies.iter().map(Segment::tiles).sum::<usize>()
     }
 
     fn dropped(&self, sequence: usize, kv_head: usize) -> usize {
@@ -69,8 +70,11 @@ impl<S: Sequences> CachedTiles for LayerTiles<'_, S> {
 
     fn tile(&self, sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {
         let head = self.sequences.cache(sequence).head_cache(self.layer, kv_head);
-        let index = head.visits.as_ref().map_or(index, |visits| visits[index] as usize);
-        tile(self.store, head, index)
+        match &head.visits {
+            Some(visits) if index >= visits.len() => tile(self.store, &head.copies, index - visits.len()),
+            Some(visits) => tile(self.store, &head.segments, visits[index] as usize),
+            None => tile(self.store, &head.segments, index),
+        }
     }
 }
 
@@ -98,7 +102,7 @@ impl<B: ReadBlocks> CachedTiles for AllTiles<'_, B> {
     }
 
     fn tile(&self, _sequence: usize, kv_head: usize, index: usize) -> Option<StoredTile<'_>> {
-        tile(self.blocks, &self.heads[kv_head], index)
+        tile(self.blocks, &self.heads[kv_head].segments, index)
     }
 }
 
@@ -107,8 +111,12 @@ pub(crate) fn tiles(head: &HeadCache) -> usize {
     head.segments.iter().map(|segment| segment.tiles()).sum()
 }
 
-fn tile<'a>(blocks: &'a impl ReadBlocks, head: &'a HeadCache, mut index: usize) -> Option<StoredTile<'a>> {
-    for segment in &head.segments {
+fn tile<'a>(
+    blocks: &'a impl ReadBlocks,
+    segments: &'a [Segment],
+    mut index: usize,
+) -> Option<StoredTile<'a>> {
+    for segment in segments {
         if index < segment.tiles() {
             return segment.tile(blocks, index);
         }

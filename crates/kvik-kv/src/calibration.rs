@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 #[derive(Debug, thiserror::Error)]
 pub enum CalibrationError {
     /// It cannot be read or written.
-    #[error("cannot use the calibration {origin}: {reason}")]
+    #[error("cannot use the calibration {origin}: {reason}; `kvik calibrate` makes one")]
     File {
         /// Its path.
         origin: String,

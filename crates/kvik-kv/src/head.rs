@@ -38,11 +38,19 @@ pub(crate) struct HeadCache {
     pub(crate) visits: Option<Vec<u32>>,
     /// What turns the keys, once rows are to stand without gaps.
     pub(crate) turns: Option<Arc<Turns>>,
+    /// Copies of rows of the segments: queries that do not visit all tiles visit these too.
+    pub(crate) copies: Vec<Segment>,
 }
 
 impl HeadCache {
     pub(crate) fn new(growing: Segment) -> Self {
-        Self { segments: vec![growing], statistics: RowStatistics::default(), visits: None, turns: None }
+        Self {
+            segments: vec![growing],
+            statistics: RowStatistics::default(),
+            visits: None,
+            copies: Vec::new(),
+            turns: None,
+        }
     }
 
     /// The last segment: new tokens go there.
@@ -71,6 +79,11 @@ impl HeadCache {
         panic!("row {row} lies beyond the last segment");
     }
 
+    /// All segments, those of copies included.
+    pub(crate) fn all_segments(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter().chain(&self.copies)
+    }
+
     /// The planes of all tiles that were not given back.
     pub(crate) fn planes(&self) -> impl Iterator<Item = &[Plane; 2]> + Clone {
         self.segments.iter().flat_map(Segment::all_planes)
@@ -97,7 +110,12 @@ impl HeadCache {
     pub(crate) fn visited_blocks(&self) -> impl Iterator<Item = Block> + Clone {
         let visited = self.visits.iter().flatten().filter_map(|&tile| self.tile_planes(tile as usize));
         let all = self.visits.is_none().then(|| self.planes());
-        visited.chain(all.into_iter().flatten()).flatten().flat_map(Plane::blocks)
+        let copies = self.visits.is_some().then(|| self.copies.iter().flat_map(Segment::all_planes));
+        visited
+            .chain(all.into_iter().flatten())
+            .chain(copies.into_iter().flatten())
+            .flatten()
+            .flat_map(Plane::blocks)
     }
 
     /// True if new rows may be written to a tile: it lies in the growing segment, and is not full.
@@ -210,6 +228,7 @@ impl HeadCache {
             statistics: self.statistics.clone(),
             visits: None,
             turns: self.turns.clone(),
+            copies: self.copies.iter().map(|segment| segment.fork(store, 0)).collect(),
         }
     }
 }

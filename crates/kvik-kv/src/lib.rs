@@ -18,6 +18,7 @@ mod attend;
 mod basis;
 pub mod budget;
 mod calibration;
+mod copies;
 mod draw;
 mod evidence;
 mod export;
@@ -27,6 +28,7 @@ pub mod methods;
 mod open_cache;
 pub mod pipeline;
 pub mod positions;
+pub mod principal;
 mod segment;
 pub mod select;
 mod sequence;
@@ -40,13 +42,14 @@ pub use kvik_kernels::attention::PlaneKind;
 pub use attend::{Sequences, attend};
 pub use basis::ValueBasis;
 pub use calibration::{Calibration, CalibrationError, CalibrationHeader};
+pub use copies::RunCopy;
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
 pub use kvik_memory::{SpillError, SpillFile};
 pub use method::Method;
 pub use open_cache::OpenCache;
 pub use pipeline::{
-    Arguments, Direction, MethodInfo, Parameter, ParameterKind, Pipeline, PipelineError, Stage,
+    Arguments, Build, Direction, MethodInfo, Parameter, ParameterKind, Pipeline, PipelineError, Stage,
 };
 pub use segment::{KeyRotation, Magnitudes, Segment, SegmentRow};
 pub use sequence::SequenceCache;

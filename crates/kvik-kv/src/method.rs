@@ -79,14 +79,24 @@ pub trait Method: Send + Sync {
         Ok(())
     }
 
+    /// Bytes of memory that it keeps for the sequence beside the cache's blocks, if they grow with it.
+    fn used_bytes(&self) -> usize {
+        0
+    }
+
     /// The sequence was cut back to its first `len` positions; the cache is cut already.
     fn truncated(&mut self, len: usize) {
         let _ = len;
     }
 
-    /// Writes what it remembers of the sequence, beyond its parameters, for [`Self::restore`].
-    fn save(&self, state: &mut Vec<u8>) {
+    /// Writes what it remembers of the sequence, beyond its parameters, for [`Self::restore`]. What it can find out again from the
+    /// cache need not be written.
+    ///
+    /// # Errors
+    /// A sentence, if that cannot be written: the sequence then cannot be exported.
+    fn save(&self, state: &mut Vec<u8>) -> Result<(), &'static str> {
         let _ = state;
+        Ok(())
     }
 
     /// Takes up what [`Self::save`] wrote, or what somebody else did: nothing in `state` is to be trusted.

@@ -244,8 +244,8 @@ impl OpenCache<'_> {
         segment.release(self.store);
     }
 
-    /// The tiles that the next queries at a head visit, counted over its segments (each begins a tile of its own); `None` for
-    /// all of them. Those that lie in a file are brought before the queries attend.
+    /// The tiles that the next queries at a head visit, counted over its segments (each begins a tile of its own), besides its
+    /// copies; `None` for all of them, without copies. Those that lie in a file are brought before the queries attend.
     pub fn visit(&mut self, layer: usize, kv_head: usize, tiles: Option<Vec<u32>>) {
         self.layers[layer].heads[kv_head].visits = tiles;
     }
@@ -354,7 +354,7 @@ impl OpenCache<'_> {
     }
 
     fn all_segments(&self) -> impl Iterator<Item = &Segment> {
-        self.layers.iter().flat_map(|layer| &layer.heads).flat_map(|head| &head.segments)
+        self.layers.iter().flat_map(|layer| &layer.heads).flat_map(HeadCache::all_segments)
     }
 
     /// Keeps the first reason why something could not be read.

@@ -91,9 +91,11 @@ impl SequenceCache {
         self.capacity_tokens
     }
 
-    /// Bytes of RAM that the sequence's blocks take; a block with several holders counts in equal parts.
+    /// Bytes of RAM that the sequence's blocks take, where a block with several holders counts in equal parts, and what methods
+    /// keep beside them.
     pub fn used_bytes(&self, store: &KvStore) -> usize {
-        self.segments().map(|segment| segment.used_bytes(store)).sum()
+        let blocks: usize = self.segments().map(|segment| segment.used_bytes(store)).sum();
+        blocks + self.methods.iter().map(|method| method.used_bytes()).sum::<usize>()
     }
 
     /// Bytes of files that the sequence's blocks take, those that are in RAM as well included; a block with several holders
@@ -371,10 +373,11 @@ impl SequenceCache {
     pub fn clear(&mut self) {
         let mut returned = self.returned.lock();
         for head in self.layers.iter_mut().flat_map(|layer| &mut layer.heads) {
-            for segment in &mut head.segments {
+            for segment in head.segments.iter_mut().chain(&mut head.copies) {
                 returned.extend(segment.take_blocks());
             }
             head.segments.truncate(1);
+            head.copies.clear();
             head.statistics = Default::default();
             head.visits = None;
             head.turns = None;
@@ -427,7 +430,7 @@ impl SequenceCache {
     }
 
     fn segments(&self) -> impl Iterator<Item = &Segment> {
-        self.layers.iter().flat_map(|layer| &layer.heads).flat_map(|head| &head.segments)
+        self.layers.iter().flat_map(|layer| &layer.heads).flat_map(HeadCache::all_segments)
     }
 }
 

@@ -105,7 +105,7 @@ fn a_file_of_something_else_is_refused_with_a_sentence() {
     let bytes = export(&run("h2o(budget=40)", 60, 3));
     let refused = |bytes: &[u8], setting: &Setting, rotated: bool, fingerprint: &str, pipeline: &str| {
         let mut shape = Run::unwatched(setting, rotated, 0, "full").store.shape().clone();
-        shape.fingerprint = fingerprint.to_owned();
+        (shape.fingerprint, shape.basis) = (fingerprint.to_owned(), fingerprint.replace("another", ""));
         let mut store = KvStore::new(shape, 1, CAPACITY, CAPACITY).unwrap();
         let error = store.import(bytes, &Pipeline::parse(pipeline).unwrap()).err().expect("it is refused");
         assert_eq!(store.used_bytes(), 0);
@@ -119,6 +119,8 @@ fn a_file_of_something_else_is_refused_with_a_sentence() {
     );
     let sentence = refused(&bytes, &same, true, "another", kv);
     assert!(sentence.contains("another model with the same shape"), "{sentence}");
+    let sentence = refused(&bytes, &same, true, "hadamard", kv);
+    assert!(sentence.contains("other weights: '' there, 'hadamard' here"), "{sentence}");
     let sentence = refused(&bytes, &Setting { dim: 16, ..setting() }, true, "", kv);
     assert!(
         sentence.contains("layer 0 has 2 KV heads of 8 dimensions there, and 2 of 16 here"),

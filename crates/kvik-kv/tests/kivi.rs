@@ -34,9 +34,12 @@ struct Case {
     heads: Vec<Vec<Vec<Vec<Option<f32>>>>>,
 }
 
-/// What each head reads as, and how many of its rows are coded.
+/// How many rows of a plane are coded, and what all of them read as.
+type Plane = (usize, Vec<f32>);
+
+/// Looks at the planes of each head.
 #[derive(Clone, Default)]
-struct Look(Arc<Mutex<Vec<[(usize, Vec<f32>); 2]>>>);
+struct Look(Arc<Mutex<Vec<[Plane; 2]>>>);
 
 impl Look {
     fn look(&self, cache: &OpenCache<'_>) {

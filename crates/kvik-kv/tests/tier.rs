@@ -258,7 +258,7 @@ proptest! {
         mut events in prop::collection::vec(event(), 1..10),
         methods in prop::sample::select(vec![
             "", "", "kivi(residual=32)+", "streaming(budget=300)+", "snapkv(budget=150)+", "l2norm(budget=200)+",
-            "minicache(start=2,every=3)+", "random(budget=250)+", "snapkv(budget=400)+kivi(residual=32,bits=4)+",
+            "minicache(start=2,every=3)+", "random(budget=250)+", "shadowkv(rank=16,budget=64,outliers=2,local=1)+", "snapkv(budget=400)+kivi(residual=32,bits=4)+",
         ]),
         ram in prop::sample::select(vec![0usize, 200_000, 500_000]),
         prefetch in prop::sample::select(vec!["yes", "no"]),

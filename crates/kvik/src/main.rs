@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    Interrupted, bench, chat, eval, generate, inspect, methods, microscope, pull, reproduce, score, tokenize,
+    Interrupted, bench, calibrate, chat, eval, generate, inspect, methods, microscope, pull, reproduce,
+    score, tokenize,
 };
 
 /// Kvik runs language models on this machine: one binary, no set-up.
@@ -43,6 +44,7 @@ enum Verb {
     Bench(bench::Args),
     Eval(eval::Args),
     Reproduce(reproduce::Args),
+    Calibrate(calibrate::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Reproduce(args) => reproduce::run(&args),
+        Verb::Calibrate(args) => calibrate::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -152,6 +152,22 @@ fn kernels_report_times_and_shares() {
 }
 
 #[test]
+fn attention_over_other_caches_is_set_against_that_in_bf16() {
+    let what = "attention 4 heads of 256 on 1, 1 of 8192 tokens";
+    let args = ["kernels", "--threads", "1", "--runs", "1", "--only", what, "--json"];
+    let report: Value = serde_json::from_str(&bench(&args).unwrap()).unwrap();
+    let kernels = report[0]["kernels"].as_array().unwrap();
+    let names: Vec<_> = kernels.iter().map(|kernel| kernel["name"].as_str().unwrap()).collect();
+    let stored = ["", " in directions", " in affine(bits=4,group=32)", " in affine(bits=2,group=32)"];
+    assert_eq!(names, stored.map(|stored| format!("{what}{stored}")));
+    assert!(kernels[0]["times_bf16"].is_null());
+    for kernel in &kernels[1..] {
+        let times = number(&kernels[0]["us"]["median"]) / number(&kernel["us"]["median"]);
+        assert!((number(&kernel["times_bf16"]["median"]) / times - 1.0).abs() < 1e-9, "{kernel}");
+    }
+}
+
+#[test]
 fn wrong_arguments_are_answered_with_what_is_right() {
     let model = tiny("llama");
     for (args, answer) in [

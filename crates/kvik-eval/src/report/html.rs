@@ -27,10 +27,10 @@ impl Report {
              content=\"width=device-width\">\n<title>{0}</title>\n<style>\n{STYLE}\n</style>\n<h1>{0}</h1>\n",
             escape(&title)
         );
-        let _ = write!(
+        let _ = writeln!(
             page,
             "<p>Seed {}. First questions stand {}. Intervals hold the true value with 95 % confidence (bootstrap over \
-             items); memory is what the allocator holds after the prompt.</p>\n",
+             items); memory is what the allocator holds after the prompt.</p>",
             self.seed,
             if self.question == "after" { "behind the prompt" } else { "at the end of the prompt" }
         );

@@ -38,7 +38,7 @@ impl Kivi {
     fn quality(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
         let plan = Plan {
             lengths: vec![lab.pick(512, 1024)],
-            items: lab.pick(1, 16),
+            items: lab.pick(1, 6),
             forced_tokens: lab.pick(128, 512),
             ..Plan::default()
         };
@@ -59,7 +59,7 @@ impl Kivi {
 
     fn axes(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
         use Axis::{Channel, Token};
-        let (prompt_tokens, follow, texts) = (lab.pick(512, 1024), 128, lab.pick(1, 12));
+        let (prompt_tokens, follow, texts) = (lab.pick(512, 1024), 128, lab.pick(1, 10));
         let choices = [
             ("K by channel, V by token", Channel, Token),
             ("K by token, V by token", Token, Token),

@@ -7,12 +7,14 @@
 //!
 //! A new experiment is one file here and one line in [`EXPERIMENTS`].
 
+mod duo;
 mod h2o;
 mod kivi;
 mod lab;
 mod minicache;
 mod record;
 mod scbench;
+mod shadowkv;
 mod snapkv;
 mod tier;
 
@@ -43,8 +45,16 @@ pub trait Experiment: Sync {
 }
 
 /// Every experiment, by name.
-pub const EXPERIMENTS: &[&dyn Experiment] =
-    &[&h2o::H2o, &kivi::Kivi, &minicache::MiniCache, &scbench::ScBench, &snapkv::SnapKv, &tier::Tier];
+pub const EXPERIMENTS: &[&dyn Experiment] = &[
+    &duo::Duo,
+    &h2o::H2o,
+    &kivi::Kivi,
+    &minicache::MiniCache,
+    &scbench::ScBench,
+    &shadowkv::ShadowKvExperiment,
+    &snapkv::SnapKv,
+    &tier::Tier,
+];
 
 /// What an experiment gave.
 #[derive(Debug, Default)]

@@ -27,10 +27,10 @@ impl Experiment for ScBench {
 
     fn run(&self, lab: &mut Lab<'_>) -> Result<Results, EvalError> {
         let mut results = Results::default();
-        let length = lab.pick(600, 1600);
+        let length = lab.pick(600, 1200);
         let budget = length / 8;
         let turns = lab.pick(2, 5);
-        let plan = Plan { lengths: vec![length], items: lab.pick(4, 30), turns, ..Plan::default() };
+        let plan = Plan { lengths: vec![length], items: lab.pick(4, 10), turns, ..Plan::default() };
         let methods = [
             format!("snapkv(budget={budget})"),
             format!("streaming(budget={budget})"),

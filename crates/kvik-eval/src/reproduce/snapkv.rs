@@ -40,7 +40,7 @@ impl SnapKv {
     fn recall(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
         let length = lab.pick(1024, 4000);
         let budget = length / 8;
-        let plan = Plan { lengths: vec![length], items: lab.pick(4, 30), ..Plan::default() };
+        let plan = Plan { lengths: vec![length], items: lab.pick(4, 12), ..Plan::default() };
         let methods = [
             format!("snapkv(budget={budget})"),
             format!("streaming(budget={budget})"),

@@ -283,13 +283,9 @@ impl Call<'_> {
         };
         let mut tiles = self.tiles(item, span).peekable();
         while let Some(tile) = tiles.next() {
-            let next = tiles.peek().or(next.as_ref());
-            if let Some(next) = next {
-                next.fetch();
-            }
-            let next_keys = next.map_or(&[][..], |next| next.plain().0);
+            let ahead = tile.ahead(tiles.peek().or(next.as_ref()));
             let tile = tile.decode(self.shape.tile, decoded);
-            fold(self.isa, self.shape.tile, &queries, &tile, next_keys, partial);
+            fold(self.isa, self.shape.tile, &queries, &tile, ahead, partial);
         }
     }
 

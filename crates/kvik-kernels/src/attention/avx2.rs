@@ -72,6 +72,11 @@ unsafe fn fold_rows<const R: usize>(
             scores[r][token] = from_bf16(to_bf16(weight));
             sum += scores[r][token];
         }
+        if let Some(scales) = tile.scales {
+            for (weight, scale) in scores[r].iter_mut().zip(scales.values) {
+                *weight *= scale;
+            }
+        }
         partials.max[first + r] = max;
         partials.sum[first + r] = partials.sum[first + r] * rescale[r] + sum;
     }
@@ -101,7 +106,7 @@ unsafe fn fold_rows<const R: usize>(
     }
 }
 
-/// Scores of rows `first..first + R`, without bias.
+/// Scores of rows `first..first + R`, the lengths of keys applied, without bias.
 ///
 /// # Safety
 /// As [`fold_rows`].
@@ -145,7 +150,25 @@ unsafe fn score_rows<const R: usize>(
             }
         }
     }
+    if let Some(scales) = tile.scales {
+        for scores in &mut scores {
+            scores.iter_mut().zip(scales.keys).for_each(|(score, scale)| *score *= scale);
+        }
+    }
     scores
+}
+
+/// See [`super::scores`].
+///
+/// # Safety
+/// As [`fold`]; `out` has [`TILE_TOKENS`] numbers for each row of `queries.packed`.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn scores(shape: TileShape, queries: &Queries<'_>, tile: &Tile<'_>, out: &mut [f32]) {
+    for (row, out) in out.chunks_exact_mut(TILE_TOKENS).enumerate() {
+        // SAFETY: the caller's promise.
+        let [scores] = unsafe { score_rows::<1>(shape, queries, tile, row) };
+        out.copy_from_slice(&scores);
+    }
 }
 
 /// See [`super::column_sums`].

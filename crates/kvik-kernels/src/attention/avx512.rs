@@ -5,7 +5,7 @@
 //!
 //! Tiles lie apart in memory, and each begins with a cold page that the processor's own prefetcher does not foresee. So
 //! the first row group fetches ahead: a tile's values while it goes over the keys, the next tile's keys while it goes
-//! over the values.
+//! over the values; of an encoded tile, which is decoded whole before it is folded, what is encoded of the next one.
 
 use std::arch::x86_64::*;
 
@@ -21,7 +21,7 @@ pub(super) unsafe fn fold(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next_keys: &[u16],
+    ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
 ) {
     let rows = queries.positions.len();
@@ -30,10 +30,10 @@ pub(super) unsafe fn fold(
         // SAFETY: the same contract as this function's; `row + R <= rows` in every arm.
         unsafe {
             match rows - row {
-                1 => fold_rows::<1>(shape, queries, tile, next_keys, partials, row),
-                2 => fold_rows::<2>(shape, queries, tile, next_keys, partials, row),
-                3 => fold_rows::<3>(shape, queries, tile, next_keys, partials, row),
-                _ => fold_rows::<4>(shape, queries, tile, next_keys, partials, row),
+                1 => fold_rows::<1>(shape, queries, tile, ahead, partials, row),
+                2 => fold_rows::<2>(shape, queries, tile, ahead, partials, row),
+                3 => fold_rows::<3>(shape, queries, tile, ahead, partials, row),
+                _ => fold_rows::<4>(shape, queries, tile, ahead, partials, row),
             }
         }
         row += 4;
@@ -49,20 +49,21 @@ unsafe fn fold_rows<const R: usize>(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next_keys: &[u16],
+    ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
     first: usize,
 ) {
-    let visible: [u64; R] =
-        std::array::from_fn(|r| tile.visible(queries.reach, queries.positions[first + r]));
+    let mut visible = [0u64; R];
+    for r in 0..R {
+        visible[r] = tile.visible(queries.reach, queries.positions[first + r]);
+    }
     if visible.iter().all(|&bits| bits == 0) {
         return;
     }
 
-    let fetches_ahead = first == 0;
-    let ahead = if fetches_ahead { tile.values } else { &[] };
+    let ahead = if first == 0 { ahead } else { [&[][..]; 2] };
     // SAFETY: the caller's promise.
-    let mut scores = unsafe { score_rows::<R>(shape, queries, tile, first, ahead) };
+    let mut scores = unsafe { score_rows::<R>(shape, queries, tile, first, ahead[0]) };
 
     // Softmax of the tile: weights as bf16 pairs of tokens, and the factor that rescales what came before.
     let mut weights = [[0i32; TILE_TOKENS / 2]; R];
@@ -92,15 +93,20 @@ unsafe fn fold_rows<const R: usize>(
                 let shifted = _mm512_sub_ps(scores[r][v], _mm512_set1_ps(max));
                 _mm512_maskz_mov_ps(masks[v], exp(shifted))
             };
-            let rounded = _mm512_cvtne2ps_pbh(weight(v + 1), weight(v));
+            let (low, high) = (weight(v), weight(v + 1));
             // The rounded weights are summed, so that a row's weights add up to one exactly.
-            // SAFETY: both are 512 bits of plain numbers.
-            let rounded: __m512i = unsafe { std::mem::transmute(rounded) };
+            let rounded = pack(low, high);
             let even = _mm512_slli_epi32::<16>(rounded);
             let odd = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000u32 as i32));
             sum = _mm512_add_ps(sum, _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)));
+            // The weight of a value is rounded once, its length included.
+            let mixed = tile.scales.map_or(rounded, |scales| {
+                // SAFETY: scales have TILE_TOKENS entries.
+                let scale = |v: usize| unsafe { _mm512_loadu_ps(scales.values.as_ptr().add(16 * v)) };
+                pack(_mm512_mul_ps(low, scale(v)), _mm512_mul_ps(high, scale(v + 1)))
+            });
             // SAFETY: `weights[r]` has 32 entries and `v` is 0 or 2: 16 are written from 0 or 16 on.
-            unsafe { _mm512_storeu_si512(weights[r].as_mut_ptr().add(8 * v).cast(), rounded) };
+            unsafe { _mm512_storeu_si512(weights[r].as_mut_ptr().add(8 * v).cast(), mixed) };
         }
         partials.max[first + r] = max;
         partials.sum[first + r] = partials.sum[first + r] * rescale[r] + _mm512_reduce_add_ps(sum);
@@ -110,47 +116,45 @@ unsafe fn fold_rows<const R: usize>(
     let stride = shape.value_stride();
     let values = tile.values.as_ptr().cast::<i32>();
     let acc = partials.acc.as_mut_ptr();
-    let next_keys = if fetches_ahead { next_keys } else { &[] };
+    let mut ahead = Ahead::new(ahead[1], tile.len.div_ceil(2) * (stride / 64 + stride % 64 / 16));
     let mut dim = 0;
     while dim < stride {
-        let ahead = |width: usize| {
-            &next_keys[next_keys.len() * dim / stride..next_keys.len() * (dim + width) / stride]
-        };
         // SAFETY: `dim + 16 * W <= stride` in each arm; `acc` has `stride` floats per row and `values` has `stride`
         // i32 for each of the tile's token pairs.
         unsafe {
             let (values, acc) = (values.add(dim), acc.add(first * stride + dim));
             if stride - dim >= 64 {
-                mix::<R, 4>(&weights, &rescale, tile.len, values, acc, stride, ahead(64));
+                mix::<R, 4>(&weights, &rescale, tile.len, values, acc, stride, &mut ahead);
                 dim += 64;
             } else {
-                mix::<R, 1>(&weights, &rescale, tile.len, values, acc, stride, ahead(16));
+                mix::<R, 1>(&weights, &rescale, tile.len, values, acc, stride, &mut ahead);
                 dim += 16;
             }
         }
     }
 }
 
-/// Scores of rows `first..first + R`, without bias; `ahead` is fetched meanwhile.
+/// Scores of rows `first..first + R`, the lengths of keys applied, without bias; `ahead` is fetched meanwhile.
 ///
 /// # Safety
 /// As [`fold_rows`].
 #[target_feature(enable = "avx512f,avx512bf16")]
-#[inline]
+#[inline(never)]
 unsafe fn score_rows<const R: usize>(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
     first: usize,
-    ahead: &[u16],
+    ahead: &[u8],
 ) -> [[__m512; VECTORS]; R] {
     let pairs = shape.key_pairs();
     // One 64-byte load holds a pair of dims of 16 tokens; the query's pair is broadcast to all lanes.
     let mut scores = [[_mm512_setzero_ps(); VECTORS]; R];
     let keys = tile.keys.as_ptr().cast::<i32>();
     let query = queries.packed.as_ptr().cast::<i32>();
+    let mut ahead = Ahead::new(ahead, pairs);
     for pair in 0..pairs {
-        fetch_part(ahead, pair, pairs);
+        ahead.fetch();
         // SAFETY: `keys` has VECTORS groups of `pairs` × 16 i32, and `query` has `pairs` i32 per row.
         unsafe {
             let key: [__m512i; VECTORS] =
@@ -163,7 +167,33 @@ unsafe fn score_rows<const R: usize>(
             }
         }
     }
+    if let Some(scales) = tile.scales {
+        for v in 0..VECTORS {
+            // SAFETY: scales have TILE_TOKENS entries.
+            let scale = unsafe { _mm512_loadu_ps(scales.keys.as_ptr().add(16 * v)) };
+            for scores in &mut scores {
+                scores[v] = _mm512_mul_ps(scores[v], scale);
+            }
+        }
+    }
     scores
+}
+
+/// See [`super::scores`].
+///
+/// # Safety
+/// As [`fold`]; `out` has [`TILE_TOKENS`] numbers for each row of `queries.packed`.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn scores(shape: TileShape, queries: &Queries<'_>, tile: &Tile<'_>, out: &mut [f32]) {
+    for (row, out) in out.chunks_exact_mut(TILE_TOKENS).enumerate() {
+        // SAFETY: the caller's promise; `out` has one vector for each of the row's.
+        unsafe {
+            let [scores] = score_rows::<1>(shape, queries, tile, row, &[]);
+            for (v, &scores) in scores.iter().enumerate() {
+                _mm512_storeu_ps(out.as_mut_ptr().add(16 * v), scores);
+            }
+        }
+    }
 }
 
 /// See [`super::column_sums`].
@@ -234,14 +264,29 @@ unsafe fn add_columns_of<const R: usize>(
     }
 }
 
-/// Brings part `part` of `parts` of `data` into the second-level cache.
-#[inline(always)]
-fn fetch_part(data: &[u16], part: usize, parts: usize) {
-    const LINE: usize = 32;
-    let lines = data.len() / LINE;
-    for line in lines * part / parts..lines * (part + 1) / parts {
-        // SAFETY: a prefetch reads nothing; the address is inside `data` all the same.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().add(line * LINE).cast()) };
+/// Data that is brought into the first-level cache part by part, ahead of its use.
+struct Ahead<'a> {
+    lines: std::slice::ChunksExact<'a, u8>,
+    /// Lines of a part.
+    step: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// `data` in so many parts, the last of which may be short or missing.
+    #[inline(always)]
+    fn new(data: &'a [u8], parts: usize) -> Self {
+        const LINE: usize = 64;
+        let lines = data.chunks_exact(LINE);
+        Self { step: lines.len().div_ceil(parts.max(1)), lines }
+    }
+
+    /// Fetches the next part.
+    #[inline(always)]
+    fn fetch(&mut self) {
+        for line in self.lines.by_ref().take(self.step) {
+            // SAFETY: a prefetch reads nothing; the address is inside the data all the same.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
     }
 }
 
@@ -259,7 +304,7 @@ unsafe fn mix<const R: usize, const W: usize>(
     values: *const i32,
     acc: *mut f32,
     stride: usize,
-    ahead: &[u16],
+    ahead: &mut Ahead<'_>,
 ) {
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
@@ -270,7 +315,7 @@ unsafe fn mix<const R: usize, const W: usize>(
         });
         let pairs = tokens.div_ceil(2);
         for pair in 0..pairs {
-            fetch_part(ahead, pair, pairs);
+            ahead.fetch();
             let value: [__m512i; W] =
                 std::array::from_fn(|w| _mm512_loadu_si512(values.add(pair * stride + 16 * w).cast()));
             for r in 0..R {
@@ -286,6 +331,14 @@ unsafe fn mix<const R: usize, const W: usize>(
             }
         }
     }
+}
+
+/// Two vectors as bf16, rounded to nearest, the first in the lower half.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn pack(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both types are 512 bits of plain numbers.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 #[inline(always)]

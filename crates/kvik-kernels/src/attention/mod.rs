@@ -15,6 +15,11 @@
 //! - keys `[group of 16 tokens][pair of dims][token][2]`: one 64-byte load gives a pair of dims of 16 tokens;
 //! - values `[pair of tokens][dim][2]`: one 64-byte load gives 16 dims of two tokens.
 //!
+//! # Magnitudes
+//! Rows may be stored as directions, with their lengths beside them ([`RowScales`]). A score is linear in the key and a sum in the
+//! value, so the length of a key multiplies its score, and that of a value the weight that multiplies the value, but not the
+//! weight that is summed up: a factor for each token and query row instead of one for each number, and no row is restored.
+//!
 //! # Determinism
 //! A row's result depends on the row and the tiles only: the fold order is the tiles', each score is one chain over
 //! the dims, each accumulator one chain over the tokens. Masked tokens contribute exact zeros. So a row computed
@@ -32,17 +37,19 @@ mod encoding;
 mod items;
 mod rotary;
 mod scalar;
+mod scores;
 mod scratch;
 mod stored;
 mod tile;
 
 pub use attend::{AttentionRows, AttentionShape, CachedTiles, attend};
 pub use column_sums::{ColumnSums, ObservedRows, column_sums};
-pub use encoding::{Affine, codec};
+pub use encoding::{Affine, LowRank, codec};
 pub use rotary::{PairLayout, Rotary, Turns};
+pub use scores::scores;
 pub use scratch::AttentionScratch;
-pub use stored::{Codec, PlaneKind, RowScales, StoredPlane, StoredTile, TileBuffer};
-pub use tile::{Positions, TILE_TOKENS, Tile, TileShape, from_bf16, to_bf16};
+pub use stored::{Codec, PlaneKind, StoredPlane, StoredTile, TileBuffer};
+pub use tile::{Positions, RowScales, TILE_TOKENS, Tile, TileShape, from_bf16, to_bf16};
 
 use crate::Isa;
 
@@ -142,8 +149,8 @@ pub fn pack_query(query: &[f32], scale: f32, packed: &mut [u32]) {
     }
 }
 
-/// Folds `tile` into the partials of `queries`. The keys of the tile that will be folded after it, `next_keys`, come into
-/// the cache meanwhile.
+/// Folds `tile` into the partials of `queries`. What `ahead` has comes into the cache meanwhile: its first part while the keys
+/// are gone over, the second with the values.
 ///
 /// # Panics
 /// If the slices do not have the shapes that `shape` and the number of query rows ask for.
@@ -152,7 +159,7 @@ pub fn fold(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
-    next_keys: &[u16],
+    ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
 ) {
     let rows = queries.positions.len();
@@ -170,11 +177,11 @@ pub fn fold(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe {
-            avx512::fold(shape, queries, tile, next_keys, partials)
+            avx512::fold(shape, queries, tile, ahead, partials)
         },
         #[cfg(not(target_arch = "x86_64"))]
         _ => {
-            let _ = next_keys;
+            let _ = ahead;
             scalar::fold(shape, queries, tile, partials)
         }
     }

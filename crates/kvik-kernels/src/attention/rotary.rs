@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al. 2021) of cached keys: by a table of cosines and sines, for keys that are stored before
 //! rotation and for methods that must undo or redo it.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::{
     TileShape,
@@ -59,6 +59,30 @@ impl Rotary {
         for pair in 0..self.frequencies.len() {
             let (a, b) = self.dims(pair);
             let (cos, sin) = self.angle(position, pair);
+            let (x, y) = (head[a] * cos + head[b] * sin, head[b] * cos - head[a] * sin);
+            (head[a], head[b]) = (x / square, y / square);
+        }
+    }
+
+    /// Cosines and sines of all pairs at each of `positions`, `[positions, pairs]`: what [`Self::rotate_by`] takes.
+    pub fn angles(&self, positions: Range<u32>) -> Vec<(f32, f32)> {
+        let pairs = 0..self.frequencies.len();
+        positions.flat_map(|position| pairs.clone().map(move |pair| self.angle(position, pair))).collect()
+    }
+
+    /// [`Self::rotate`] by a table: `angles` are those of the token's position, `[pairs]`.
+    pub fn rotate_by(&self, head: &mut [f32], angles: &[(f32, f32)]) {
+        for (pair, &(cos, sin)) in angles.iter().enumerate() {
+            let (a, b) = self.dims(pair);
+            (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[b] * cos + head[a] * sin);
+        }
+    }
+
+    /// [`Self::unrotate`] by a table.
+    pub fn unrotate_by(&self, head: &mut [f32], angles: &[(f32, f32)]) {
+        let square = self.factor * self.factor;
+        for (pair, &(cos, sin)) in angles.iter().enumerate() {
+            let (a, b) = self.dims(pair);
             let (x, y) = (head[a] * cos + head[b] * sin, head[b] * cos - head[a] * sin);
             (head[a], head[b]) = (x / square, y / square);
         }
@@ -163,7 +187,13 @@ mod tests {
             rotary.rotate(&mut turned, 1234);
             assert_eq!(turned[6..], head[6..], "dims beyond the pairs stay");
             assert!((turned[0] - head[0]).abs() > 1e-2);
+            let angles = rotary.angles(1230..1236);
+            let mut by_table = head.clone();
+            rotary.rotate_by(&mut by_table, &angles[4 * 3..5 * 3]);
+            assert_eq!(by_table, turned);
             rotary.unrotate(&mut turned, 1234);
+            rotary.unrotate_by(&mut by_table, &angles[4 * 3..5 * 3]);
+            assert_eq!(by_table, turned);
             for (a, b) in turned.iter().zip(&head) {
                 assert!((a - b).abs() < 1e-5, "{a} {b}");
             }

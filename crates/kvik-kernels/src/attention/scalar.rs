@@ -32,6 +32,9 @@ pub(super) fn fold(shape: TileShape, queries: &Queries<'_>, tile: &Tile<'_>, par
             weights[token] = from_bf16(to_bf16((scores[token] - max).exp()));
             sum += weights[token];
         }
+        if let Some(scales) = tile.scales {
+            weights.iter_mut().zip(scales.values).for_each(|(weight, scale)| *weight *= scale);
+        }
         partials.max[row] = max;
         partials.sum[row] = partials.sum[row] * rescale + sum;
 
@@ -59,7 +62,7 @@ pub(super) fn add_columns(queries: &Queries<'_>, log_sum_exp: &[f32], tile: &Til
     }
 }
 
-fn score(query: &[u32], tile: &Tile<'_>, token: usize) -> f32 {
+pub(super) fn score(query: &[u32], tile: &Tile<'_>, token: usize) -> f32 {
     let (group, lane) = (token / GROUP_TOKENS, token % GROUP_TOKENS);
     let keys = &tile.keys[group * GROUP_TOKENS * 2 * query.len()..];
     let mut score = 0.0;
@@ -68,5 +71,5 @@ fn score(query: &[u32], tile: &Tile<'_>, token: usize) -> f32 {
         score += from_bf16(q as u16) * from_bf16(key[0]);
         score += from_bf16((q >> 16) as u16) * from_bf16(key[1]);
     }
-    score
+    score * tile.scales.map_or(1.0, |scales| scales.keys[token])
 }

@@ -3,12 +3,15 @@
 //! A tile has two planes, keys and values. Each is either bf16 rows in the kernels' layout, which are folded where they lie,
 //! or a block in some [`Codec`]'s encoding, which is decoded into a [`TileBuffer`] first: a few KiB that stay in the
 //! first-level cache, so that what comes from memory is the encoded block alone. A plane may be split: its first rows
-//! encoded, the rest still bf16. Rows may carry magnitudes and keys may be stored before rotation; both are applied on the way.
+//! encoded, the rest still bf16. Keys may be stored before rotation, and turn on the way. Magnitudes that rows are stored without
+//! are left to the kernels: turning a key does not change its length.
+
+use std::ops::Range;
 
 use super::{
-    TILE_TOKENS, Tile, TileShape,
+    Tile, TileShape,
     rotary::{Rotary, Turns},
-    tile::{GROUP_TOKENS, Positions, from_bf16, to_bf16},
+    tile::{Positions, RowScales},
 };
 
 /// Which half of a tile.
@@ -40,6 +43,17 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// Decodes rows `0..rows` of `block` into `out`, in the kernels' layout ([`TileShape`]); other rows of `out` may be
     /// overwritten with any finite numbers.
     fn decode(&self, plane: PlaneKind, dim: usize, rows: usize, block: &[u8], out: &mut [u16]);
+
+    /// Decodes `rows` of `block` into `out`, `[rows, dim]`: for reading a few rows of a tile. Worth writing where that is cheaper
+    /// than decoding the tile.
+    fn decode_rows(&self, plane: PlaneKind, dim: usize, rows: Range<usize>, block: &[u8], out: &mut [f32]) {
+        let shape = TileShape { key_dim: dim, value_dim: dim };
+        let mut tile = vec![0; shape.plane(plane).1];
+        self.decode(plane, dim, rows.end, block, &mut tile);
+        for (row, out) in rows.zip(out.chunks_exact_mut(dim)) {
+            shape.read_row(plane, &tile, row, out);
+        }
+    }
 }
 
 /// One plane of a stored tile.
@@ -58,15 +72,6 @@ pub enum StoredPlane<'a> {
         /// bf16 in the kernels' layout, for the rows after them.
         rest: Option<&'a [u16]>,
     },
-}
-
-/// Factors on the rows of a tile.
-#[derive(Clone, Copy)]
-pub struct RowScales<'a> {
-    /// On keys, `[TILE_TOKENS]`.
-    pub keys: &'a [f32],
-    /// On values, `[TILE_TOKENS]`.
-    pub values: &'a [f32],
 }
 
 /// A tile as it is stored.
@@ -93,15 +98,33 @@ pub struct StoredTile<'a> {
 /// Space for one decoded tile.
 #[derive(Default)]
 pub struct TileBuffer {
-    keys: Vec<u16>,
-    values: Vec<u16>,
+    keys: PlaneBuffer,
+    values: PlaneBuffer,
+}
+
+/// Space for one plane. It begins with a cache line, or every vector that is stored and loaded again would lie across two.
+#[derive(Default)]
+struct PlaneBuffer(Vec<Line>);
+
+/// Numbers of a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u16; 32]);
+
+impl PlaneBuffer {
+    /// The first `len` numbers.
+    fn numbers(&mut self, len: usize) -> &mut [u16] {
+        self.0.resize(len.div_ceil(32).max(self.0.len()), Line([0; 32]));
+        // SAFETY: lines are numbers without padding, and there are at least `len` numbers.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+    }
 }
 
 impl<'a> From<Tile<'a>> for StoredTile<'a> {
     fn from(tile: Tile<'a>) -> Self {
-        let Tile { keys, values, len, positions, bias } = tile;
+        let Tile { keys, values, len, positions, bias, scales } = tile;
         let (keys, values) = (StoredPlane::Rows(keys), StoredPlane::Rows(values));
-        Self { keys, values, len, positions, bias, scales: None, rotation: None, shifts: None }
+        Self { keys, values, len, positions, bias, scales, rotation: None, shifts: None }
     }
 }
 
@@ -110,35 +133,42 @@ impl<'a> StoredTile<'a> {
     pub fn decode(&self, shape: TileShape, buffer: &'a mut TileBuffer) -> Tile<'a> {
         let Self { len, positions, bias, scales, rotation, .. } = *self;
         let TileBuffer { keys: key_buffer, values: value_buffer } = buffer;
-        let (key_scales, value_scales) = (scales.map(|s| s.keys), scales.map(|s| s.values));
         let shifts = self.shifts.filter(|(_, by)| by[..len].iter().any(|&by| by > 0));
-        let keys = match (self.keys, key_scales, rotation, shifts) {
-            (StoredPlane::Rows(keys), None, None, None) => keys,
+        let keys = match (self.keys, rotation, shifts) {
+            (StoredPlane::Rows(keys), None, None) => keys,
             (plane, ..) => {
-                plane.decode(PlaneKind::Keys, shape, len, key_buffer);
-                if let Some(scales) = key_scales {
-                    scale_keys(shape, scales, key_buffer);
-                }
+                let keys = key_buffer.numbers(shape.key_len());
+                plane.decode(PlaneKind::Keys, shape, len, keys);
                 if let Some(rotary) = rotation {
-                    rotary.rotate_tile(shape, len, positions, key_buffer);
+                    rotary.rotate_tile(shape, len, positions, keys);
                 }
                 if let Some((turns, by)) = shifts {
-                    turns.turn_tile(shape, &by[..len], key_buffer);
+                    turns.turn_tile(shape, &by[..len], keys);
                 }
-                key_buffer
+                keys
             }
         };
-        let values = match (self.values, value_scales) {
-            (StoredPlane::Rows(values), None) => values,
-            (plane, _) => {
-                plane.decode(PlaneKind::Values, shape, len, value_buffer);
-                if let Some(scales) = value_scales {
-                    scale_values(shape, scales, value_buffer);
-                }
-                value_buffer
+        let values = match self.values {
+            StoredPlane::Rows(values) => values,
+            plane => {
+                let values = value_buffer.numbers(shape.value_len());
+                plane.decode(PlaneKind::Values, shape, len, values);
+                values
             }
         };
-        Tile { keys, values, len, positions, bias }
+        Tile { keys, values, len, positions, bias, scales }
+    }
+
+    /// What to bring into the cache while the kernels go over the tile's keys, and what while they go over its values, if `next`
+    /// is the tile after it.
+    pub(super) fn ahead(&self, next: Option<&Self>) -> [&'a [u8]; 2] {
+        let [next_keys, next_values] =
+            next.map_or([&[][..]; 2], |next| [next.keys, next.values].map(StoredPlane::bytes));
+        match self.values {
+            StoredPlane::Rows(_) => [self.values.bytes(), next_keys],
+            // They are decoded by then.
+            StoredPlane::Encoded { .. } => [next_keys, next_values],
+        }
     }
 
     /// Keys and values that will be read where they lie, for prefetching.
@@ -165,43 +195,31 @@ impl<'a> StoredTile<'a> {
     }
 }
 
-impl StoredPlane<'_> {
-    /// Decodes the first `len` rows into `buffer`, in the kernels' layout; rows after them are finite.
-    fn decode(self, plane: PlaneKind, shape: TileShape, len: usize, buffer: &mut Vec<u16>) {
-        let (dim, plane_len) = shape.plane(plane);
-        buffer.resize(plane_len, 0);
+impl<'a> StoredPlane<'a> {
+    /// What is read of it, rows behind encoded ones left out.
+    fn bytes(self) -> &'a [u8] {
         match self {
-            Self::Rows(rows) => buffer.copy_from_slice(rows),
+            // SAFETY: numbers of 16 bits are bytes without padding, and bytes need no alignment.
+            Self::Rows(rows) => unsafe {
+                std::slice::from_raw_parts(rows.as_ptr().cast(), size_of_val(rows))
+            },
+            Self::Encoded { block, .. } => block,
+        }
+    }
+
+    /// Decodes the first `len` rows into `numbers`, in the kernels' layout; rows after them are finite.
+    fn decode(self, plane: PlaneKind, shape: TileShape, len: usize, numbers: &mut [u16]) {
+        let dim = shape.plane(plane).0;
+        match self {
+            Self::Rows(rows) => numbers.copy_from_slice(rows),
             Self::Encoded { codec, block, rows, rest } => {
-                codec.decode(plane, dim, rows.min(len), block, buffer);
+                codec.decode(plane, dim, rows.min(len), block, numbers);
                 if let Some(rest) = rest {
                     for row in rows..len {
-                        shape.copy_row(plane, rest, buffer, row);
+                        shape.copy_row(plane, rest, numbers, row);
                     }
                 }
             }
-        }
-    }
-}
-
-fn scale_keys(shape: TileShape, scales: &[f32], keys: &mut [u16]) {
-    for (group, keys) in keys.chunks_exact_mut(GROUP_TOKENS * 2 * shape.key_pairs()).enumerate() {
-        let scales: &[f32; GROUP_TOKENS] =
-            scales[group * GROUP_TOKENS..][..GROUP_TOKENS].try_into().expect("a group has 16 tokens");
-        for pairs in keys.chunks_exact_mut(2 * GROUP_TOKENS) {
-            for (pair, &scale) in pairs.chunks_exact_mut(2).zip(scales) {
-                pair[0] = to_bf16(from_bf16(pair[0]) * scale);
-                pair[1] = to_bf16(from_bf16(pair[1]) * scale);
-            }
-        }
-    }
-}
-
-fn scale_values(shape: TileShape, scales: &[f32], values: &mut [u16]) {
-    for (values, scales) in values.chunks_exact_mut(2 * shape.value_stride()).zip(scales.chunks_exact(2)) {
-        for pair in values.chunks_exact_mut(2) {
-            pair[0] = to_bf16(from_bf16(pair[0]) * scales[0]);
-            pair[1] = to_bf16(from_bf16(pair[1]) * scales[1]);
         }
     }
 }
@@ -217,5 +235,3 @@ fn fetch(bytes: &[u8]) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = bytes;
 }
-
-const _: () = assert!(TILE_TOKENS.is_multiple_of(GROUP_TOKENS));

@@ -167,6 +167,15 @@ impl Positions<'_> {
     }
 }
 
+/// Factors on the rows of a tile, if these hold directions and not whole keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct RowScales<'a> {
+    /// On keys, `[TILE_TOKENS]`; entries past the tile's length must be finite.
+    pub keys: &'a [f32],
+    /// On values, `[TILE_TOKENS]`; entries past the tile's length must be finite.
+    pub values: &'a [f32],
+}
+
 /// Cached tokens of one KV head, in the layout that the module describes.
 #[derive(Clone, Copy)]
 pub struct Tile<'a> {
@@ -180,6 +189,8 @@ pub struct Tile<'a> {
     pub positions: Positions<'a>,
     /// Added to each token's score, `[TILE_TOKENS]`: the log of how many tokens a merged row stands for.
     pub bias: Option<&'a [f32]>,
+    /// Multiplied with each token's score, before the bias, and with the weight of its value.
+    pub scales: Option<RowScales<'a>>,
 }
 
 impl Tile<'_> {
@@ -188,6 +199,9 @@ impl Tile<'_> {
         assert_eq!(self.values.len(), shape.value_len());
         assert!(self.len <= TILE_TOKENS);
         assert!(self.bias.is_none_or(|bias| bias.len() == TILE_TOKENS));
+        if let Some(RowScales { keys, values }) = self.scales {
+            assert_eq!([keys.len(), values.len()], [TILE_TOKENS; 2]);
+        }
         if let Positions::Each(positions) = self.positions {
             assert_eq!(positions.len(), TILE_TOKENS);
         }

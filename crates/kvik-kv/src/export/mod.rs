@@ -4,7 +4,8 @@
 //! was observed of the rows and what the methods remember go along, so that the sequence goes on with the same bits. Everything is
 //! little endian. In order:
 //!
-//! - `KVIKCACH`, the version, the pipeline's text, and which model it is of: its fingerprint, what its weights were changed for, its layers, how they rotate keys;
+//! - `KVIKCACH`, the version, the pipeline's text, and which model it is of: its fingerprint, what its weights were changed for,
+//!   its layers, how they rotate keys;
 //! - the state of the sequence, one blob for each method, and the queries that a prompt in the middle has left;
 //! - layer by layer and head by head the statistics and the segments, of each segment its columns and its blocks. A block that
 //!   several hold comes once, with its first holder;
@@ -45,14 +46,19 @@ impl SequenceCache {
     /// Writes the cache, between two passes, to `target`; [`KvStore::import`] reads it.
     ///
     /// # Errors
-    /// [`CacheError::Io`] if writing fails; [`CacheError::Export`] if the sequence has methods that are of no pipeline, or one has
-    /// failed.
+    /// [`CacheError::Io`] if writing fails; [`CacheError::Export`] if the sequence has methods that are of no pipeline, one has
+    /// failed, or one cannot say what it remembers.
     pub fn export(&self, store: &KvStore, target: impl Write) -> Result<(), CacheError> {
         let Some(pipeline) = &self.pipeline else {
             return Err(CacheError::Export("it has methods that are of no pipeline"));
         };
         if self.rewritten_tokens > self.len {
             return Err(CacheError::Export("one of its methods has failed"));
+        }
+        if self.layers.iter().flat_map(|layer| &layer.heads).any(|head| !head.copies.is_empty()) {
+            return Err(CacheError::Export(
+                "its keys are coefficients over directions that only this process has",
+            ));
         }
         let mut sink = Sink::new(target);
         sink.bytes(&MAGIC)?;
@@ -64,7 +70,7 @@ impl SequenceCache {
         }
         for method in &self.methods {
             let mut state = Vec::new();
-            method.save(&mut state);
+            method.save(&mut state).map_err(CacheError::Export)?;
             sink.blob(&state)?;
         }
         let mut written = Written::default();

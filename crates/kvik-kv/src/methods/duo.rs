@@ -12,20 +12,23 @@
 //! later question. Within a chunk of a prompt the streaming heads see that chunk, however long it is: a prompt of one chunk is read
 //! exactly. Memory falls while the prompt is read already, by as much as `--prefill-chunk` allows.
 //!
-//! Gates of SmolLM2 135M come with Kvik; other models need a calibration. Training sees `sink` and `recent` as the file's header
-//! says; the defaults here are those of the authors' deployment. Of two equal gates the earlier head's counts as higher. Gates may
-//! leave a layer without full heads. Where a model has one KV head, or few layers that see the whole sequence (Gemma 3), this chooses
-//! layers rather than heads.
+//! Gates belong to one model and one quantisation of it. Training sees the `sink` and `recent` that the file's header names; the
+//! defaults here are those of the authors' deployment. The share of full heads is rounded to whole heads, which may be one more or
+//! less than the authors' quantile gives, and of two equal gates the earlier head's counts as higher, where the authors draw. Gates
+//! may leave a layer without full heads, or without others. Where a model has one KV head, or few layers that see the whole sequence
+//! (Gemma 3), this chooses layers rather than heads.
+//!
+//! A method that chooses tokens acts after it, on what both kinds of heads have kept.
 
 use std::path::Path;
 
 use crate::{
-    Arguments, CacheError, Calibration, Direction, KvShape, Method, MethodInfo, OpenCache, Parameter,
-    ParameterKind, draw::uniform, select::sinks_and_recent,
+    Arguments, CacheError, Calibration, CalibrationError, Direction, KvShape, Method, MethodInfo, OpenCache,
+    Parameter, ParameterKind, draw::uniform, select::sinks_and_recent,
 };
 
-/// Gates of SmolLM2 135M Instruct (Q4_1), from `kvik calibrate duo`.
-const SMOLLM2: &[u8] = include_bytes!("../../../../data/calibration/duo-smollm2-135m.safetensors");
+/// The calibrations that come with Kvik, from `kvik calibrate duo`.
+const SHIPPED: &[&[u8]] = &[];
 
 /// What the registry knows of it.
 pub const INFO: MethodInfo = MethodInfo {
@@ -38,7 +41,7 @@ pub const INFO: MethodInfo = MethodInfo {
             name: "gates",
             kind: ParameterKind::Text,
             default: "auto",
-            about: "the file with the model's gates; auto is the one that comes with Kvik",
+            about: "the file with the model's gates; auto looks among those that come with Kvik",
         },
         Parameter {
             name: "full",
@@ -82,15 +85,11 @@ struct Duo {
 
 impl Duo {
     fn new(arguments: &Arguments, shape: &KvShape) -> Result<Self, String> {
-        let calibration = match arguments.text("gates") {
-            "auto" => Calibration::parse("the gates that come with Kvik".to_owned(), SMOLLM2.to_vec()),
-            path => Calibration::read(Path::new(path)),
-        };
-        let calibration = calibration.map_err(|error| error.to_string())?;
-        calibration.check("duo", &shape.fingerprint).map_err(|error| error.to_string())?;
         let kv_heads = shape.layers.iter().map(|layer| layer.kv_heads).max().unwrap_or(0);
-        let gates = calibration.numbers("gates", &[shape.layers.len(), kv_heads]);
-        let gates = gates.map_err(|error| error.to_string())?;
+        let gates = match arguments.text("gates") {
+            "auto" => shipped(shape)?,
+            path => gates(&Calibration::read(Path::new(path)).map_err(said)?, shape)?,
+        };
         let heads: Vec<(usize, usize)> = shape
             .full_layers()
             .flat_map(|layer| (0..shape.layers[layer].kv_heads).map(move |head| (layer, head)))
@@ -99,6 +98,33 @@ impl Duo {
         let full = full_heads(&gates, arguments.number("full"), arguments.text("choose"));
         let streaming = heads.into_iter().zip(full).filter(|(_, full)| !full).map(|(head, _)| head).collect();
         Ok(Self { streaming, sink: arguments.count("sink"), recent: arguments.count("recent") })
+    }
+}
+
+fn said(error: CalibrationError) -> String {
+    error.to_string()
+}
+
+/// The gates of `shape`'s model that come with Kvik.
+fn shipped(shape: &KvShape) -> Result<Vec<f32>, String> {
+    for bytes in SHIPPED {
+        let calibration = Calibration::parse("the calibration in this program".to_owned(), bytes.to_vec());
+        let calibration = calibration.map_err(said)?;
+        if calibration.check(INFO.name, &shape.fingerprint).is_ok() {
+            return gates(&calibration, shape);
+        }
+    }
+    Err("no gates for this model come with Kvik: make them with `kvik calibrate duo -o FILE`, then write duo(gates=FILE)".to_owned())
+}
+
+/// The gates in `calibration`, `[layers, kv_heads]`; layers with fewer heads than others leave the rest unread.
+fn gates(calibration: &Calibration, shape: &KvShape) -> Result<Vec<f32>, String> {
+    calibration.check(INFO.name, &shape.fingerprint).map_err(said)?;
+    let kv_heads = shape.layers.iter().map(|layer| layer.kv_heads).max().unwrap_or(0);
+    let gates = calibration.numbers("gates", &[shape.layers.len(), kv_heads]).map_err(said)?;
+    match gates.iter().all(|gate| gate.is_finite()) {
+        true => Ok(gates),
+        false => Err("some gates are no numbers: `kvik calibrate duo` makes new ones".to_owned()),
     }
 }
 

@@ -178,8 +178,9 @@ impl Method for H2o {
         }
     }
 
-    fn save(&self, state: &mut Vec<u8>) {
+    fn save(&self, state: &mut Vec<u8>) -> Result<(), &'static str> {
         state.extend(self.prompt_tokens.iter().flat_map(|&tokens| (tokens as u64).to_le_bytes()));
+        Ok(())
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {

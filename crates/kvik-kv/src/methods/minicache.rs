@@ -207,8 +207,9 @@ impl Method for MiniCache {
         self.done = self.done.min(len);
     }
 
-    fn save(&self, state: &mut Vec<u8>) {
+    fn save(&self, state: &mut Vec<u8>) -> Result<(), &'static str> {
         state.extend((self.done as u64).to_le_bytes());
+        Ok(())
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {

@@ -10,7 +10,8 @@
 //! another thread while the layer before computes. The most recent 256 tokens always stay. Only what changed is written, once;
 //! later it is just dropped. Where an earlier method chooses which tokens are visited, only those are read, and what is read
 //! ahead is what the step before visited. Blocks come back with their checksum verified; a damaged one stops the answer, with the
-//! reason, and nothing is ever computed from it.
+//! reason, and nothing is ever computed from it. So does a full disk, but then nothing is lost: what could not be written is still
+//! in RAM, and the sequence goes on once there is room.
 //!
 //! The working set is part of the budget: the streamed part of two layers, the recent tokens, and the chunk of a prompt that is
 //! being read. Where these alone exceed `ram`, they are what is used. Models with sliding windows keep those layers in RAM: they
@@ -19,7 +20,8 @@
 //! The file has no name and vanishes with the sequence, or with the process. It is as large as what was moved. On many systems the
 //! folder for temporary files is RAM too (tmpfs): name a folder on a disk then. A decoded token reads all that is not in RAM, so
 //! its time is at least those bytes over the speed of the disk; what the system keeps of the file in its page cache comes at the
-//! speed of memory, but does not count as RAM here. Methods that rewrite old tokens at every step make it write them at every step.
+//! speed of memory, but does not count as RAM here; `kvik reproduce tier` measures that case. Methods that rewrite old tokens at every
+//! step make it write them at every step.
 
 use std::path::Path;
 
@@ -87,12 +89,14 @@ impl Tier {
             "temp" => std::env::temp_dir(),
             path => Path::new(path).to_owned(),
         };
-        let file = SpillFile::in_folder(&folder).map_err(|error| error.to_string())?;
-        Ok(Self::with_file(arguments.bytes("ram") as usize, arguments.text("prefetch") == "yes", file))
-    }
-
-    fn with_file(ram_bytes: usize, prefetch: bool, file: SpillFile) -> Self {
-        Self { ram_bytes, prefetch, file, share: 1.0, planned_tiles: 0, last: None }
+        Ok(Self {
+            ram_bytes: arguments.bytes("ram") as usize,
+            prefetch: arguments.text("prefetch") == "yes",
+            file: SpillFile::in_folder(&folder).map_err(|error| error.to_string())?,
+            share: 1.0,
+            planned_tiles: 0,
+            last: None,
+        })
     }
 
     /// Decides which share of the tiles stays, so that this share, what never leaves, and the streamed part of the layers that

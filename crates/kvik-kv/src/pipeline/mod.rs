@@ -12,7 +12,7 @@ use std::fmt;
 
 pub use arguments::{Arguments, Parameter, ParameterKind};
 pub use parse::PipelineError;
-pub use registry::{Direction, MethodInfo};
+pub use registry::{Build, Direction, MethodInfo};
 
 use crate::{CacheError, KvShape, Method};
 

@@ -1,7 +1,10 @@
 //! What is known of methods before they run, and which of them go together.
 
 use super::{Arguments, Parameter};
-use crate::{KvShape, Method, methods::METHODS};
+use crate::{
+    KvShape, Method,
+    methods::{APART, METHODS},
+};
 
 /// What a method changes. Pipelines go through these in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +37,9 @@ impl Direction {
     }
 }
 
+/// What makes a method, or says why it does not fit the model.
+pub type Build = fn(&Arguments, &KvShape) -> Result<Box<dyn Method>, String>;
+
 /// What is known of a method before it runs.
 pub struct MethodInfo {
     /// Its name in pipelines.
@@ -55,7 +61,15 @@ pub struct MethodInfo {
     /// Says what is wrong with arguments that are fine one by one but not together.
     pub check: fn(&Arguments) -> Option<String>,
     /// Makes the method for one sequence of a model, or says why it does not fit.
-    pub build: fn(&Arguments, &KvShape) -> Result<Box<dyn Method>, String>,
+    pub build: Build,
+}
+
+/// What a method does not go together with although directions alone would allow it.
+pub struct Apart {
+    /// The method.
+    pub method: &'static str,
+    /// Why it does not go together with another one, if it does not.
+    pub from: fn(&MethodInfo) -> Option<&'static str>,
 }
 
 impl MethodInfo {
@@ -83,6 +97,12 @@ pub(super) fn conflict(earlier: &MethodInfo, later: &MethodInfo) -> Option<Strin
     if earlier.direction == later.direction {
         let about = later.direction.about();
         return Some(format!("'{}' and '{}' both decide {about}; keep one", earlier.name, later.name));
+    }
+    for (method, other) in [(later, earlier), (earlier, later)] {
+        let apart = APART.iter().filter(|apart| apart.method == method.name);
+        if let Some(reason) = apart.filter_map(|apart| (apart.from)(other)).next() {
+            return Some(format!("'{}' and '{}' do not go together: {reason}", method.name, other.name));
+        }
     }
     (earlier.direction > later.direction).then(|| {
         format!(

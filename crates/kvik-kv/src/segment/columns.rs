@@ -81,6 +81,28 @@ impl Columns {
         self.pad(padded);
     }
 
+    /// Parts with the first `rows` rows, which fill their tiles.
+    pub(crate) fn split_front(&mut self, rows: usize) -> Self {
+        let positions = match &mut self.positions {
+            RowPositions::From(position) => {
+                let front = RowPositions::From(*position);
+                *position += rows as u32;
+                front
+            }
+            RowPositions::Each(positions) => RowPositions::Each(front_of(positions, rows)),
+        };
+        let bias = self.bias.as_mut().map(|bias| front_of(bias, rows));
+        let magnitudes = self.magnitudes.as_mut().map(|magnitudes| Magnitudes {
+            keys: front_of(&mut magnitudes.keys, rows),
+            values: front_of(&mut magnitudes.values, rows),
+        });
+        let shifts = self
+            .shifts
+            .as_mut()
+            .map(|shifts| Shifts { turns: Arc::clone(&shifts.turns), by: front_of(&mut shifts.by, rows) });
+        Self { positions, bias, magnitudes, shifts }
+    }
+
     /// Puts row `last` in the place of `row`; of `len` rows.
     pub(crate) fn replace(&mut self, len: usize, row: usize, last: usize) {
         if let RowPositions::From(start) = self.positions {
@@ -147,4 +169,10 @@ impl Columns {
         let magnitudes = self.magnitudes.as_mut().map(|m| [&mut m.keys, &mut m.values]);
         self.bias.as_mut().into_iter().chain(magnitudes.into_iter().flatten())
     }
+}
+
+/// The first `rows` of a column, taken out of it.
+fn front_of<T>(column: &mut Vec<T>, rows: usize) -> Vec<T> {
+    let rest = column.split_off(rows);
+    std::mem::replace(column, rest)
 }

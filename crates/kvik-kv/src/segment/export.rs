@@ -170,7 +170,7 @@ impl Segment {
         if source.flag("rotation")? {
             let rotary = store.shape().rotary[self.layer].clone();
             let rotary = rotary.ok_or_else(|| broken("keys wait for a rotation, and the model has none"))?;
-            self.set_rotation(KeyRotation::AtPosition(rotary));
+            self.rotation = KeyRotation::AtPosition(rotary);
         }
         Ok(())
     }

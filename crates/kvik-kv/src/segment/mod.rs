@@ -162,9 +162,72 @@ impl Segment {
         self.columns.shifts.as_ref().map(|shifts| &shifts.turns)
     }
 
-    /// Says whether the stored keys are rotated.
-    pub(crate) fn set_rotation(&mut self, rotation: KeyRotation) {
+    /// Parts with the first `tiles` tiles, which must be full: this segment goes on behind them.
+    pub(crate) fn split_front(&mut self, tiles: usize) -> Self {
+        let rows = tiles * TILE_TOKENS;
+        assert!(self.dropped == 0 && rows <= self.len, "full tiles that the segment still has");
+        let rest = self.tiles.split_off(tiles);
+        let mut front = Self::growing(self.layer, 0, 0);
+        (front.tiles, front.len) = (std::mem::replace(&mut self.tiles, rest), rows);
+        front.rotation = self.rotation.clone();
+        self.len -= rows;
+        front.columns = self.columns.split_front(rows);
+        front
+    }
+
+    /// Puts encoded keys in the place of those that the tiles have: a block for each tile.
+    pub(crate) fn replace_keys(
+        &mut self,
+        store: &mut KvStore,
+        codec: &Arc<dyn Codec>,
+        blocks: &[Block],
+        rotation: KeyRotation,
+    ) {
+        assert_eq!(blocks.len(), self.tiles.len());
+        for (index, (planes, &block)) in self.tiles.iter_mut().zip(blocks).enumerate() {
+            let rows = (self.len - index * TILE_TOKENS).min(TILE_TOKENS);
+            let encoded = Some(EncodedRows { codec: Arc::clone(codec), block, rows });
+            let keys = &mut planes[PlaneKind::Keys as usize];
+            let old = std::mem::replace(keys, Plane { rows: None, encoded });
+            old.blocks().for_each(|block| store.release(block));
+        }
         self.rotation = rotation;
+    }
+
+    /// Blocks of the tile that a row lies in, ready to be written: of a segment without encoded rows.
+    pub(crate) fn own(&mut self, store: &mut KvStore, row: usize) -> Result<[Block; 2], CacheError> {
+        let planes = &mut self.tiles[row / TILE_TOKENS];
+        let mut owned = |plane: PlaneKind| -> Result<Block, CacheError> {
+            let rows = &mut planes[plane as usize].rows;
+            let block = store.owned(rows.expect("no row is encoded"))?;
+            *rows = Some(block);
+            Ok(block)
+        };
+        Ok([owned(PlaneKind::Keys)?, owned(PlaneKind::Values)?])
+    }
+
+    /// Gives a row of a segment whose rows have their own positions another one.
+    pub(crate) fn set_position(&mut self, row: usize, position: u32) {
+        match &mut self.columns.positions {
+            RowPositions::Each(positions) => positions[row] = position,
+            RowPositions::From(_) => panic!("rows with positions in a row"),
+        }
+    }
+
+    /// A plane of the tile that a row lies in, as it is stored.
+    pub(crate) fn stored<'a>(
+        &'a self,
+        blocks: &'a impl ReadBlocks,
+        plane: PlaneKind,
+        row: usize,
+    ) -> StoredPlane<'a> {
+        let len = blocks.store().layer(self.layer).tile().plane(plane).1;
+        self.planes_of(row)[plane as usize].stored(blocks, len)
+    }
+
+    /// Whether its keys are rotated as they are stored.
+    pub(crate) fn rotation(&self) -> &KeyRotation {
+        &self.rotation
     }
 
     /// Rows that the segment holds.
@@ -364,11 +427,17 @@ impl Segment {
         while row < end {
             let tile = self.tile(&glance, row / TILE_TOKENS).expect("rows that a segment holds have tiles");
             let tile = StoredTile { shifts: None, ..tile }.decode(shape, &mut buffer);
-            let numbers = if plane == PlaneKind::Keys { tile.keys } else { tile.values };
+            let (numbers, scales) = match plane {
+                PlaneKind::Keys => (tile.keys, tile.scales.map(|scales| scales.keys)),
+                PlaneKind::Values => (tile.values, tile.scales.map(|scales| scales.values)),
+            };
             let until = end.min((row / TILE_TOKENS + 1) * TILE_TOKENS);
             for row in row..until {
                 let out = out.next().expect("there is space for every row");
                 shape.read_row(plane, numbers, row % TILE_TOKENS, out);
+                if let Some(scales) = scales {
+                    out.iter_mut().for_each(|number| *number *= scales[row % TILE_TOKENS]);
+                }
             }
             row = until;
         }

@@ -143,8 +143,9 @@ impl Segment {
                 *target = Some(owned);
                 shape.write_row(plane, store.rows_mut(owned, len), row % TILE_TOKENS, &numbers);
             }
-            self.columns.replace(self.len, row, last);
         }
+        // Also for the last row: what is appended next does not follow the one before it.
+        self.columns.replace(self.len, row, last);
         self.cut(store, last);
         Ok(())
     }

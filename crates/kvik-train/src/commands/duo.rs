@@ -1,5 +1,6 @@
 //! `kvik-train duo`: gates for DuoAttention.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +34,7 @@ pub struct Args {
     model: String,
     /// Where the gates go: a safetensors file that the method `duo` reads
     #[arg(long, short, value_name = "FILE")]
-    output: PathBuf,
+    out: PathBuf,
     /// Steps, of one text each; 2000 in the paper
     #[arg(long, default_value_t = 200, help_heading = "Training")]
     steps: usize,
@@ -61,8 +62,17 @@ pub struct Args {
     /// Words of a pass key; 32 in the paper
     #[arg(long, default_value_t = 8, help_heading = "Texts")]
     words: usize,
-    /// Novel to hide them in: what comes with Kvik is enough for 50000 bytes, more is read from the folder KVIK_DATA
-    #[arg(long, default_value_t = 50_000, value_name = "BYTES", help_heading = "Texts")]
+    /// Text file to hide them in; War and Peace if not given
+    #[arg(long, value_name = "FILE", help_heading = "Texts")]
+    data: Option<PathBuf>,
+    /// How much of War and Peace: what comes with Kvik is enough for 50000 bytes, more is read from the folder KVIK_DATA
+    #[arg(
+        long,
+        default_value_t = 50_000,
+        value_name = "BYTES",
+        conflicts_with = "data",
+        help_heading = "Texts"
+    )]
     novel: usize,
     /// Of the texts: the same seed gives the same ones
     #[arg(long, default_value_t = 0, help_heading = "Texts")]
@@ -107,13 +117,13 @@ struct Made {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let settings = args.settings();
     settings.check()?;
-    let parent = args.output.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
         anyhow::bail!("there is no folder {} to write to", parent.display());
     }
     let checkpoint = Checkpoint::open(&kvik::pull::ensure(&args.model)?)?;
     let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
-    let novel = DataFolder::from_env().novel(args.novel)?;
+    let (name, novel) = text(args)?;
     let passkeys = Passkeys::new(&tokenizer, &novel, settings)?;
     passkeys.sequence(0)?;
     let threads = std::thread::available_parallelism()?.get();
@@ -131,14 +141,24 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         method: "duo".to_owned(),
         model: model_name(&checkpoint),
         fingerprint: checkpoint.fingerprint(),
-        data: format!("pass keys in {} bytes of War and Peace", novel.len()),
+        data: format!("pass keys in {} bytes of {name}", novel.len()),
         settings: serde_json::to_string(&made)?,
     };
     let (shape, gates) = ([model.layers(), model.kv_heads()], training.gates());
     let file = Calibration::file(&header, &[("gates", &shape, &gates)]);
-    write(&args.output, &file).with_context(|| format!("cannot write {}", args.output.display()))?;
-    println!("{}: {} of {} steps", args.output.display(), training.done(), settings.steps);
+    write(&args.out, &file).with_context(|| format!("cannot write {}", args.out.display()))?;
+    println!("{}: {} of {} steps", args.out.display(), training.done(), settings.steps);
     Ok(())
+}
+
+/// What pass keys are hidden in, and what it is called.
+fn text(args: &Args) -> anyhow::Result<(String, Cow<'static, str>)> {
+    let Some(path) = &args.data else {
+        return Ok(("War and Peace".to_owned(), DataFolder::from_env().novel(args.novel)?));
+    };
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((name, text.into()))
 }
 
 /// Steps until all are done or Ctrl-C is pressed; a second press ends the process. Returns the distance in each.

@@ -1,6 +1,7 @@
 //! The verbs of the command line, one file each.
 
 pub mod bench;
+pub mod calibrate;
 pub mod chat;
 pub mod eval;
 pub mod generate;

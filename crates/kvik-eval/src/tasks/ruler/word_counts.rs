@@ -115,7 +115,7 @@ pub(super) fn frequent(page: &Page<'_>, draw: &mut Draw) -> Result<Laid, EvalErr
 
 /// About `count` words: noise at rank 1, `coded[i]` at rank `i + 2`, each about `rank^-2 / sum` of all, and every word less
 /// often than the one before it as long as that is among those asked for.
-fn zipf<'a>(coded: &'a [String], count: usize) -> Vec<&'a str> {
+fn zipf(coded: &[String], count: usize) -> Vec<&str> {
     let share = |rank: usize| (rank as f64).powf(-ZIPF_EXPONENT);
     let sum: f64 = (1..=coded.len() + 1).map(share).sum();
     let times = |rank: usize| ((count as f64 * share(rank) / sum).round() as usize).max(1);

@@ -25,7 +25,8 @@
 //!   2 to 12 %.
 //!
 //! The sum of a row's weights is one more column of its sums, from a column of values that are all one: it costs no vector
-//! instruction and adds up the rounded weights, so that they add up to one exactly.
+//! instruction and adds up the rounded weights, so that they add up to one exactly. Where rows have lengths beside them, values
+//! have weights of their own, with the lengths in them; the ones keep those without.
 //!
 //! # Determinism
 //! All that is decided for a block (how many rows it has, skip the tile, mask it, move references) leaves the same bits in a row as if it had been
@@ -121,6 +122,8 @@ pub(super) struct Blocks {
     scores: Scores,
     /// As `scores`.
     weights: Weights,
+    /// `weights` times the lengths of values, if the tile has lengths.
+    scaled: Weights,
     /// The last step along the dims of a tile's keys, if the dims do not fill it: `[group][16 pairs]`.
     last_keys: [Line; TILE_TOKENS],
     /// Values that are all one.
@@ -139,6 +142,7 @@ impl Default for Blocks {
             sums: Vec::new(),
             scores: [Line::ZERO; _],
             weights: [Line::ZERO; _],
+            scaled: [Line::ZERO; _],
             last_keys: [Line::ZERO; _],
             ones: Line([ONES; _]),
         }
@@ -255,7 +259,8 @@ impl Blocks {
     /// Weights of a block over a tile, from the scores.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     fn weigh(&mut self, tile: &Tile<'_>, span: (u32, u32), block: usize) {
-        let whole = tile.len == TILE_TOKENS && tile.bias.is_none() && self.rows[block].see_all(span);
+        let plain = tile.bias.is_none() && tile.scales.is_none();
+        let whole = tile.len == TILE_TOKENS && plain && self.rows[block].see_all(span);
         let Rows { count, positions, references, .. } = &mut self.rows[block];
         let references = &mut references[..*count];
         if whole && softmax::weigh_whole(&self.scores, references, &mut self.weights) {
@@ -265,7 +270,8 @@ impl Blocks {
         for row in 0..*count {
             visible[row] = tile.visible(self.reach, positions[row]);
         }
-        let factors = softmax::weigh(&self.scores, &visible, tile.bias, references, &mut self.weights);
+        let factors =
+            softmax::weigh(&self.scores, &visible, tile, references, &mut self.weights, &mut self.scaled);
         if let Some(factors) = factors {
             let lines = sum_lines(self.shape);
             softmax::rescale(&mut self.sums[block * lines..][..lines], &factors);

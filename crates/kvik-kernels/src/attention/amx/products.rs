@@ -85,6 +85,12 @@ impl Blocks {
         }
     }
 
+    /// The weights that multiply a tile's values, and those that multiply ones.
+    fn weights_of(&self, tile: &Tile<'_>) -> [Operand; 2] {
+        let of_values = if tile.scales.is_some() { &self.scaled } else { &self.weights };
+        [of_values, &self.weights].map(|weights| left(weights.as_ptr().cast()))
+    }
+
     /// Adds a tile's values and ones, by their weights, to a block's sums.
     ///
     /// # Safety
@@ -94,12 +100,12 @@ impl Blocks {
         let dim_tiles = self.shape.value_stride() / TILE_ROWS;
         let steps = tile.len.div_ceil(STEP_INPUTS);
         let lines = sum_lines(self.shape);
+        let [weights, unscaled] = self.weights_of(tile);
         let block_sums = &mut self.sums[block * lines..][..lines];
-        let weights = left(self.weights.as_ptr().cast());
         let values: *const u8 = tile.values.as_ptr().cast();
-        // SAFETY: the weights are two tiles for each step, of which there are 1 or 2; the values have `row_stride` bytes for each
-        // pair of tokens, 16 pairs a step; a block's sums are two tiles for every 16 dims and two more, which add up ones. One
-        // line of ones stands for all rows of a tile.
+        // SAFETY: weights of either lot are two tiles for each step, of which there are 1 or 2; the values have `row_stride`
+        // bytes for each pair of tokens, 16 pairs a step; a block's sums are two tiles for every 16 dims and two more, which add
+        // up ones. One line of ones stands for all rows of a tile.
         unsafe {
             for dim_tile in (0..dim_tiles).step_by(2) {
                 let values = values.add(dim_tile * ROW_BYTES);
@@ -112,7 +118,7 @@ impl Blocks {
                 }
             }
             let ones = right(self.ones.0.as_ptr().cast(), 0, 0, 0);
-            unit.multiply_half(weights, ones, steps, sums(&mut block_sums[dim_tiles * BLOCK_ROWS..]), true);
+            unit.multiply_half(unscaled, ones, steps, sums(&mut block_sums[dim_tiles * BLOCK_ROWS..]), true);
         }
     }
 
@@ -124,7 +130,7 @@ impl Blocks {
         let row_stride = self.shape.value_stride() * size_of::<u32>();
         let dim_tiles = self.shape.value_stride() / TILE_ROWS;
         let steps = tile.len.div_ceil(STEP_INPUTS);
-        let weights = left(self.weights.as_ptr().cast());
+        let [weights, unscaled] = self.weights_of(tile);
         let values: *const u8 = tile.values.as_ptr().cast();
         // SAFETY: as for `mix`, up to four tiles of dims at once.
         unsafe {
@@ -143,7 +149,7 @@ impl Blocks {
             }
             let ones = right(self.ones.0.as_ptr().cast(), 0, 0, 0);
             let sums = sums(&mut self.sums[dim_tiles * BLOCK_ROWS..]);
-            unit.multiply_row::<1>(weights, ones, steps, sums, true, &mut ahead);
+            unit.multiply_row::<1>(unscaled, ones, steps, sums, true, &mut ahead);
         }
     }
 }

@@ -5,10 +5,12 @@
 //! out for it.
 
 mod affine;
+mod low_rank;
 
 use std::sync::Arc;
 
 pub use affine::Affine;
+pub use low_rank::LowRank;
 
 use super::Codec;
 

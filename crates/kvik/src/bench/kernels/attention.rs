@@ -1,7 +1,7 @@
 //! Attention over a bf16 cache: one query token deep in a sequence, and a chunk of a prompt.
 //!
-//! The one token attends over encoded caches as well, in turns with the bf16 one: what it reads is less, and is decoded on the
-//! way.
+//! The one token attends over caches that are stored otherwise as well, in turns with the bf16 one: over codes, of which there is
+//! less to read, and which are decoded on the way; and over directions with lengths beside them.
 
 use std::{iter::repeat_with, ops::Range};
 
@@ -9,7 +9,7 @@ use kvik_kernels::{
     Phase, ThreadPool,
     attention::{
         Affine, AttentionRows, AttentionScratch, AttentionShape, CachedTiles, Codec, PlaneKind, Positions,
-        Reach, StoredPlane, StoredTile, TILE_TOKENS, TileShape, attend,
+        Reach, RowScales, StoredPlane, StoredTile, TILE_TOKENS, TileShape, attend,
     },
 };
 
@@ -42,25 +42,48 @@ pub(super) const CASES: [Case; 4] = [
     },
 ];
 
-/// Bits of the codes of encoded caches; they come in groups of 32, as KIVI's.
-const CODE_BITS: [usize; 2] = [4, 2];
+/// How a cache is stored.
+#[derive(Clone, Copy)]
+enum Storage {
+    /// Rows in bf16.
+    Rows,
+    /// Directions in bf16, with lengths beside them.
+    Directions,
+    /// Codes, in groups of 32, as KIVI's.
+    Codes(Affine),
+}
 
-/// The attention of `case` over caches of every encoding, as far as they are wanted.
+impl Storage {
+    fn in_words(self) -> String {
+        match self {
+            Self::Rows => String::new(),
+            Self::Directions => " in directions".into(),
+            Self::Codes(codec) => format!(" in {}", codec.name()),
+        }
+    }
+}
+
+/// The attention of `case` over caches of every kind, as far as they are wanted; the others are compared with that in bf16.
 pub(super) fn kernels<'a>(pool: &'a ThreadPool, options: &KernelOptions, case: &Case) -> Vec<Kernel<'a>> {
-    let codecs = CODE_BITS.map(|bits| Some(Affine::new(bits, 32).on(options.isa)));
-    let codecs = codecs.into_iter().filter(|_| case.query_tokens == 1);
-    [None].into_iter().chain(codecs).filter_map(|codec| kernel(pool, options, case, codec)).collect()
+    let codes = |bits| Storage::Codes(Affine::new(bits, 32).on(options.isa));
+    let mut kernels: Vec<Kernel<'a>> = kernel(pool, options, case, Storage::Rows).into_iter().collect();
+    if case.query_tokens == 1 {
+        let compared = !kernels.is_empty();
+        let others = [Storage::Directions, codes(4), codes(2)].into_iter();
+        let others = others.filter_map(|storage| kernel(pool, options, case, storage));
+        kernels.extend(others.map(|kernel| Kernel { compared, ..kernel }));
+    }
+    kernels
 }
 
 fn kernel<'a>(
     pool: &'a ThreadPool,
     options: &KernelOptions,
     case: &Case,
-    codec: Option<Affine>,
+    storage: Storage,
 ) -> Option<Kernel<'a>> {
     let &Case { name, heads, kv_heads, head_dim, tokens, query_tokens } = case;
-    let encoding = codec.map_or_else(String::new, |codec| format!(" in {}", codec.name()));
-    let name = format!("attention {name}, {query_tokens} of {tokens} tokens{encoding}");
+    let name = format!("attention {name}, {query_tokens} of {tokens} tokens{}", storage.in_words());
     if !options.wants(&name) {
         return None;
     }
@@ -78,8 +101,8 @@ fn kernel<'a>(
         &shape,
         PassShape { sequences: 1, start, tokens: query_tokens, phase: Phase::Prefill, logits: false },
     );
-    let cache = || Cache::new(&shape, tokens, query_tokens, codec);
-    if codec.is_some() {
+    let cache = || Cache::new(&shape, tokens, query_tokens, storage);
+    if !matches!(storage, Storage::Rows) {
         work.bytes = cache().bytes as f64;
     }
 
@@ -97,7 +120,7 @@ fn kernel<'a>(
             AttentionRows { queries: &queries, positions: &positions, out: &mut out, log_sum_exp: None };
         attend(pool, isa, &shape, rows, cache, &mut scratch);
     });
-    Some(Kernel { name, work, call })
+    Some(Kernel { name, work, compared: false, call })
 }
 
 /// One layer's cache of one sequence.
@@ -105,6 +128,8 @@ struct Cache {
     /// Head after head, tile after tile, keys before values; aligned from [`Self::start`] on.
     numbers: Vec<u16>,
     start: usize,
+    /// Length of each row's key and value, if the rows are directions.
+    lengths: Option<[Vec<f32>; 2]>,
     /// Without the padding.
     bytes: usize,
     codec: Option<Affine>,
@@ -114,10 +139,14 @@ struct Cache {
 }
 
 impl Cache {
-    fn new(shape: &AttentionShape, tokens: usize, query_tokens: usize, codec: Option<Affine>) -> Self {
+    fn new(shape: &AttentionShape, tokens: usize, query_tokens: usize, storage: Storage) -> Self {
         /// A cache line, in numbers.
         const LINE: usize = 32;
         let tile = shape.tile;
+        let codec = match storage {
+            Storage::Codes(codec) => Some(codec),
+            Storage::Rows | Storage::Directions => None,
+        };
         let planes = [PlaneKind::Keys, PlaneKind::Values].map(|plane| plane_of(tile, plane, codec));
         let tiles = shape.kv_heads * tokens.div_ceil(TILE_TOKENS);
         let len = tiles * (planes[0].len() + planes[1].len());
@@ -125,7 +154,10 @@ impl Cache {
         let start = numbers.as_ptr().align_offset(2 * LINE).min(LINE);
         numbers.resize(start, 0);
         (0..tiles).for_each(|_| planes.iter().for_each(|plane| numbers.extend_from_slice(plane)));
-        Self { numbers, start, bytes: 2 * len, codec, tile, tokens, query_tokens }
+        let lengths =
+            matches!(storage, Storage::Directions).then(|| [(); 2].map(|()| vec![0.75; tiles * TILE_TOKENS]));
+        let bytes = 2 * len + lengths.as_ref().map_or(0, |[keys, values]| 4 * (keys.len() + values.len()));
+        Self { numbers, start, lengths, bytes, codec, tile, tokens, query_tokens }
     }
 }
 
@@ -182,7 +214,10 @@ impl CachedTiles for Cache {
             len: (self.tokens - first).min(TILE_TOKENS),
             positions: Positions::From(first as u32),
             bias: None,
-            scales: None,
+            scales: self.lengths.as_ref().map(|[keys, values]| {
+                let rows = index_of_all * TILE_TOKENS..(index_of_all + 1) * TILE_TOKENS;
+                RowScales { keys: &keys[rows.clone()], values: &values[rows] }
+            }),
             rotation: None,
             shifts: None,
         })

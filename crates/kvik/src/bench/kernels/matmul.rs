@@ -62,7 +62,7 @@ pub(super) fn kernels<'a>(
                 &mut [Product { weight, bias: None, out: &mut out, accumulate: false }],
             );
         });
-        Kernel { name: name(rows), work, call }
+        Kernel { name: name(rows), work, compared: false, call }
     });
     Ok(kernels.collect())
 }

@@ -61,6 +61,8 @@ pub struct KernelFigure {
     pub gop_per_s: f64,
     /// What limits it and how much of that limit it reaches; nothing for kernels that neither read nor multiply much.
     pub roofline: Option<(Bound, f64)>,
+    /// How many times as fast as the same on a bf16 cache it is, for kernels on caches that are stored otherwise: round by round.
+    pub times_bf16: Option<Spread>,
 }
 
 /// Why kernels cannot be measured.
@@ -84,6 +86,8 @@ impl KernelOptions {
 struct Kernel<'a> {
     name: String,
     work: Work,
+    /// With the first kernel of its group.
+    compared: bool,
     call: Box<dyn FnMut() + 'a>,
 }
 
@@ -102,7 +106,11 @@ pub fn run(
     let mut measured = Vec::new();
     let mut measure = |mut kernels: Vec<Kernel<'_>>| {
         let samples = interleave(&mut kernels, options.rounds, progress);
-        measured.extend(kernels.into_iter().zip(samples).map(|(kernel, us)| (kernel.name, kernel.work, us)));
+        for (kernel, us) in kernels.into_iter().zip(&samples) {
+            let times = samples[0].iter().zip(us).map(|(first, us)| first / us);
+            let times = if kernel.compared { Spread::of(times) } else { None };
+            measured.push((kernel.name, kernel.work, us.clone(), times));
+        }
     };
     for ty in TensorType::ALL {
         for shape in &matmul::SHAPES {
@@ -117,8 +125,12 @@ pub fn run(
     }
     gauge.measure(pool);
     let limits = gauge.limits().clone();
-    let kernels =
-        measured.into_iter().filter_map(|(name, work, us)| figure(name, work, us, &limits)).collect();
+    let kernels = measured
+        .into_iter()
+        .filter_map(|(name, work, us, times_bf16)| {
+            Some(KernelFigure { times_bf16, ..figure(name, work, us, &limits)? })
+        })
+        .collect();
     Ok(KernelReport { limits, rounds: options.rounds, kernels })
 }
 
@@ -161,13 +173,15 @@ fn figure(name: String, work: Work, us: Vec<f64>, limits: &Limits) -> Option<Ker
         gb_per_s: work.bytes / seconds / 1e9,
         gop_per_s: operations / seconds / 1e9,
         roofline: (least > 0.0).then_some((bound, least / seconds)),
+        times_bf16: None,
     })
 }
 
 impl KernelReport {
     /// The kernels.
     pub fn table(&self) -> Table {
-        let header = [self.limits.isa.as_str(), "µs", "min–max", "GB/s", "Gop/s", "limit", "share"];
+        let header =
+            [self.limits.isa.as_str(), "µs", "min–max", "GB/s", "Gop/s", "limit", "share", "times bf16"];
         let mut table = Table::new(header.map(String::from).to_vec());
         for kernel in &self.kernels {
             let Spread { median, min, max } = kernel.us;
@@ -177,6 +191,7 @@ impl KernelReport {
                 row.extend([format!("{:.1}", kernel.gb_per_s), format!("{:.0}", kernel.gop_per_s)]);
                 row.extend([bound.to_owned(), format!("{:.0} %", 100.0 * share)]);
             }
+            row.extend(kernel.times_bf16.map(|times| format!("{:.2}", times.median)));
             table.push(row);
         }
         table
@@ -215,6 +230,7 @@ mod tests {
         let kernel = |name: &'static str| Kernel {
             name: name.into(),
             work: Work::default(),
+            compared: false,
             call: Box::new(move || {
                 calls.borrow_mut().push(name);
                 std::thread::sleep(SAMPLE);

@@ -43,5 +43,5 @@ pub(super) fn kernels<'a>(
 }
 
 fn kernel<'a>(name: String, call: impl FnMut() + 'a) -> Kernel<'a> {
-    Kernel { name, work: Work::default(), call: Box::new(call) }
+    Kernel { name, work: Work::default(), compared: false, call: Box::new(call) }
 }

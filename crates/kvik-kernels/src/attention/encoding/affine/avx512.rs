@@ -25,7 +25,7 @@ const PAIRS: usize = 8;
 pub(super) unsafe fn decode(lines: &Lines, groups: usize, pairs: usize, block: &[u8], out: &mut [u16]) {
     for group in 0..groups {
         let width = lines.width_of(group);
-        let whole_loads = (PAIRS * width).is_multiple_of(lines.lines_of_codes());
+        let whole_loads = (PAIRS * width * LINE * lines.bits).is_multiple_of(8 * CODES);
         if !lines.pairs.is_multiple_of(PAIRS) || !whole_loads {
             scalar::decode_group(lines, group, pairs, block, out);
             continue;
@@ -212,7 +212,6 @@ unsafe fn group_2<const W: usize>(lines: &Lines, group: usize, eights: usize, bl
 unsafe fn group_4<const W: usize>(lines: &Lines, group: usize, eights: usize, block: &[u8], out: &mut [u16]) {
     const CODES: [f32; 16] = repeated(0, 1);
     let Group { ranges, mut codes, out } = Group::new(lines, group, block, out);
-    let (mut minima, mut scales) = ([0f32; 16], [0f32; 16]);
     // SAFETY: eight pairs have 16 ranges, and lines and codes as `look_up` wants them.
     unsafe {
         let all_codes = _mm512_loadu_ps(CODES.as_ptr());
@@ -220,12 +219,13 @@ unsafe fn group_4<const W: usize>(lines: &Lines, group: usize, eights: usize, bl
         for eight in 0..eights {
             let ranges = _mm512_loadu_si512(ranges.add(4 * 16 * eight).cast());
             let (min, scale) = minima_and_scales(ranges, 15.0);
-            _mm512_storeu_ps(minima.as_mut_ptr(), min);
-            _mm512_storeu_ps(scales.as_mut_ptr(), scale);
             for pair in 0..PAIRS {
-                let [even, odd] = [2 * pair, 2 * pair + 1].map(|s| (minima[s], scales[s]));
-                let even = numbers(_mm512_set1_ps(even.0), _mm512_set1_ps(even.1), all_codes);
-                let odd = numbers(_mm512_set1_ps(odd.0), _mm512_set1_ps(odd.1), all_codes);
+                // Broadcast by permutations: to read single numbers of a vector that was just stored stalls for long.
+                let (even, odd) =
+                    (_mm512_set1_epi32(2 * pair as i32), _mm512_set1_epi32(2 * pair as i32 + 1));
+                let of = |series, vector| _mm512_permutexvar_ps(series, vector);
+                let even = numbers(of(even, min), of(even, scale), all_codes);
+                let odd = numbers(of(odd, min), of(odd, scale), all_codes);
                 let out = out.add((eight * PAIRS + pair) * lines.pair_stride);
                 look_up::<4, 1, W>(lines, rounded(even, odd), pair * W, &mut loaded, &mut codes, out);
             }
@@ -240,18 +240,17 @@ unsafe fn group_4<const W: usize>(lines: &Lines, group: usize, eights: usize, bl
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn group_8<const W: usize>(lines: &Lines, group: usize, eights: usize, block: &[u8], out: &mut [u16]) {
     let Group { ranges, mut codes, out } = Group::new(lines, group, block, out);
-    let (mut minima, mut scales) = ([0f64; 8], [0f64; 8]);
     // SAFETY: eight pairs have 16 ranges; a line has 32 bytes of codes and goes where `lines` says.
     unsafe {
         for eight in 0..eights {
             let ranges = _mm512_loadu_si512(ranges.add(4 * 16 * eight).cast());
             let (min, scale) = minima_and_scales(ranges, 255.0);
-            _mm512_storeu_ps(minima.as_mut_ptr().cast(), min);
-            _mm512_storeu_ps(scales.as_mut_ptr().cast(), scale);
+            let (min, scale) = (_mm512_castps_pd(min), _mm512_castps_pd(scale));
             for pair in 0..PAIRS {
                 // The two series of the pair, in turn.
-                let min = _mm512_castpd_ps(_mm512_set1_pd(minima[pair]));
-                let scale = _mm512_castpd_ps(_mm512_set1_pd(scales[pair]));
+                let both = _mm512_set1_epi64(pair as i64);
+                let min = _mm512_castpd_ps(_mm512_permutexvar_pd(both, min));
+                let scale = _mm512_castpd_ps(_mm512_permutexvar_pd(both, scale));
                 for index in 0..W {
                     let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.cast()));
                     let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.add(16).cast()));
