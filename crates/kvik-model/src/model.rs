@@ -251,7 +251,10 @@ fn build(error: SettingsError) -> ModelError {
 }
 
 /// The architecture of a checkpoint, and what the file calls it.
-fn find_architecture(checkpoint: &Checkpoint) -> Result<(&'static Architecture, &str), ModelError> {
+///
+/// # Errors
+/// [`ModelError`] if the file does not say, or Kvik does not run it.
+pub fn find_architecture(checkpoint: &Checkpoint) -> Result<(&'static Architecture, &str), ModelError> {
     let metadata = checkpoint.metadata();
     let (name, architecture) = match checkpoint.format() {
         Format::Gguf { .. } => {

@@ -1,13 +1,17 @@
 //! Llama (Touvron et al. 2023) and its many relatives: Llama 2 and 3, SmolLM2, Mistral with its sliding window.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
+
+use kvik_kernels::ThreadPool;
 
 use super::{Architecture, BuildError, Network};
 use crate::{
+    Checkpoint, ModelError,
     layers::{
         Activation, Attention, Embedding, GatedMlp, Linear, PairLayout, Pass, RmsNorm, Rope, RopeScaling,
         Rows,
     },
+    model::find_architecture,
     settings::Settings,
     weights::Weights,
 };
@@ -33,19 +37,30 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     build: |settings, weights| Ok(Box::new(Llama::build(settings, weights)?)),
 };
 
-struct Llama {
-    embedding: Embedding,
-    rope: Rope,
-    blocks: Vec<Block>,
-    norm: RmsNorm,
-    output: Arc<Linear>,
+/// The network, open for programs that run its weights in their own way.
+pub struct Llama {
+    /// Tokens to hidden states.
+    pub embedding: Embedding,
+    /// What turns queries and keys.
+    pub rope: Rope,
+    /// Layers, the first one first.
+    pub blocks: Vec<Block>,
+    /// On the last layer's result.
+    pub norm: RmsNorm,
+    /// Hidden states to logits.
+    pub output: Arc<Linear>,
 }
 
-struct Block {
-    attention_norm: RmsNorm,
-    attention: Attention,
-    mlp_norm: RmsNorm,
-    mlp: GatedMlp,
+/// A layer of [`Llama`].
+pub struct Block {
+    /// Before attention.
+    pub attention_norm: RmsNorm,
+    /// Self-attention, added to what it reads.
+    pub attention: Attention,
+    /// Before the feed-forward part.
+    pub mlp_norm: RmsNorm,
+    /// The feed-forward part, added to what it reads.
+    pub mlp: GatedMlp,
 }
 
 impl Network for Llama {
@@ -82,6 +97,19 @@ impl Network for Llama {
 }
 
 impl Llama {
+    /// The network of `checkpoint`, whose architecture must be this one, for its trained context.
+    ///
+    /// # Errors
+    /// [`ModelError`] if settings or weights are missing, damaged or do not fit.
+    pub fn load(checkpoint: &Checkpoint, pool: &ThreadPool) -> Result<Self, ModelError> {
+        let (architecture, name) = find_architecture(checkpoint)?;
+        let mut settings = Settings::new(checkpoint, name);
+        let context = settings.count("context_length", "max_position_embeddings");
+        settings.context_tokens = context.map_err(BuildError::from)?;
+        let loaded = Cell::default();
+        Ok(Self::build(&settings, &Weights::new(checkpoint, pool, architecture.names, &loaded))?)
+    }
+
     fn build(settings: &Settings<'_>, weights: &Weights<'_>) -> Result<Self, BuildError> {
         let hidden = settings.count("embedding_length", "hidden_size")?;
         let intermediate = settings.count("feed_forward_length", "intermediate_size")?;

@@ -7,7 +7,7 @@
 
 mod gemma3;
 mod gpt_neox;
-mod llama;
+pub mod llama;
 mod opt;
 mod phi3;
 mod qwen2;

@@ -61,6 +61,11 @@ impl Attention {
         Self { layer, parts, shape }
     }
 
+    /// Its projections.
+    pub fn parts(&self) -> &AttentionParts {
+        &self.parts
+    }
+
     /// Heads and dimensions.
     pub fn shape(&self) -> &AttentionShape {
         &self.shape

@@ -1,0 +1,3 @@
+//! One file for each calibration.
+
+pub mod duo;
