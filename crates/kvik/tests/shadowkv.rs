@@ -67,8 +67,8 @@ fn a_real_text_loses_little_and_its_cache_shrinks() {
 
     let (_, in_file, share) = play("shadowkv(rank=58,budget=184,values=file)");
     assert!(in_file == in_ram, "values in a file give the same bits");
-    // Coefficients, landmarks, chosen chunks and outliers, recent tokens, angles.
-    assert!(share < 0.5, "{share} of the full cache in RAM");
+    // Coefficients, landmarks, chosen chunks and outliers, recent tokens, angles; with the values it would be more than all.
+    assert!(share < 0.6, "{share} of the full cache in RAM");
     let (_, behind_tier, _) = play("shadowkv(rank=58,budget=184)+tier(ram=8MiB)");
     assert!(behind_tier == in_ram);
     let (in_bits, _, _) = play("shadowkv(rank=58,budget=184)+kivi(bits=4)");

@@ -39,7 +39,7 @@ impl Experiment for H2o {
 
 impl H2o {
     fn loss(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
-        let (half, texts) = lab.pick((256, 1), (1024, 4));
+        let (half, texts) = lab.pick((256, 1), (1024, 2));
         let shares = lab.pick(&[20][..], &[5, 10, 20, 40][..]);
         let mut full = 0.0;
         // Of each share: this method, sinks and window, window, random rows.
@@ -89,7 +89,7 @@ impl H2o {
     /// A text that grows far beyond the budget, by slots.
     fn stream(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
         let (prompt_tokens, budget) = lab.pick((256, 128), (512, 512));
-        let tokens = lab.pick(600, 7000).min(lab.engine().context_tokens() - prompt_tokens);
+        let tokens = lab.pick(600, 4000).min(lab.engine().context_tokens() - prompt_tokens);
         let text = lab.prose(0, prompt_tokens + tokens)?;
         let (prompt, rest) = text.split_at(prompt_tokens);
         let part = rest.len() / 4;

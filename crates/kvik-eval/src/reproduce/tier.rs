@@ -58,7 +58,7 @@ impl Experiment for Tier {
         results.at_most(
             "a token with a quarter in RAM over one with all",
             ahead.median_ms / full.median_ms,
-            4.0,
+            2.5,
             "",
         );
         let saved = behind.median_ms / ahead.median_ms;

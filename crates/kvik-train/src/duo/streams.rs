@@ -15,8 +15,8 @@ pub struct Streams {
 
 /// Runs both copies over `tokens`. `gates` are `[layers, kv_heads]`, and used as if between 0 and 1.
 ///
-/// The mixed copy takes full attention from the full copy, whose hidden states are exact: the gates of later layers are not
-/// blamed for what earlier ones lost.
+/// The mixed copy takes full attention from the full copy, as the paper's program does: full attention over its own keys and values,
+/// which streaming heads of earlier layers have changed, would be another objective.
 ///
 /// # Panics
 /// If a token is not in the vocabulary, or the gates are another model's.
