@@ -27,11 +27,7 @@ use crate::{
     Parameter, ParameterKind, draw::uniform, select::sinks_and_recent,
 };
 
-<<<<<<< HEAD
 /// The calibrations that come with Kvik, from `kvik calibrate duo`: SmolLM2 135M Instruct (Q4_1).
-=======
-/// The calibrations that come with Kvik, from `kvik calibrate duo`.
->>>>>>> main
 const SHIPPED: &[&[u8]] = &[include_bytes!("../../../../data/calibration/duo-smollm2-135m.safetensors")];
 
 /// What the registry knows of it.
