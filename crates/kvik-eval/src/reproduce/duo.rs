@@ -47,7 +47,7 @@ fn duo(full: usize, choose: &str) -> String {
 
 impl Duo {
     fn recall(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
-        let (length, items) = lab.pick((1024, 4), (3000, 20));
+        let (length, items) = lab.pick((1024, 4), (3000, 10));
         let plan = Plan { lengths: vec![length], items, ..Plan::default() };
         let [trained, random, inverted] = ["highest", "random", "lowest"].map(|choose| duo(50, choose));
         let mut methods = vec![trained.clone(), random.clone(), inverted.clone(), duo(0, "highest")];
@@ -66,7 +66,7 @@ impl Duo {
     }
 
     fn prose(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
-        let (prompt_tokens, follow, texts) = lab.pick((512, 64, 1), (2048, 256, 6));
+        let (prompt_tokens, follow, texts) = lab.pick((512, 64, 1), (2048, 256, 3));
         let choices =
             ["full".to_owned(), duo(50, "highest"), duo(50, "random"), duo(50, "lowest"), duo(0, "highest")];
         let mut losses = [0.0; 5];
