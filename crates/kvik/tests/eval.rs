@@ -45,8 +45,7 @@ fn tasks_are_listed_without_a_model() {
     assert!(text.contains("prefix_suffix") && text.contains("niah_multivalue"));
 }
 
-/// Pass keys that lie outside of what streaming keeps: the model finds them with the full cache, and SnapKV does, which sees
-/// the question; the window does not.
+/// The model finds pass keys with the full cache, and SnapKV stays nearer to what it says than random rows do.
 #[test]
 fn methods_stand_beside_the_full_cache_and_their_baselines() {
     let dir = tempfile::tempdir().unwrap();
@@ -74,7 +73,7 @@ fn methods_stand_beside_the_full_cache_and_their_baselines() {
     let row = |task: usize, kv: usize, field: &str| first["tasks"][task]["rows"][kv][field].clone();
     let score = |task, kv| row(task, kv, "score")["value"].as_f64().unwrap();
     assert!(score(0, 0) > 0.6, "{first}");
-    assert!(score(0, 1) > score(0, 2), "{first}");
+    assert!(score(1, 1) < score(1, 3), "{first}");
     // 30 layers of 3 heads of 64 dimensions, keys and values in two bytes, in tiles of 64 tokens.
     let bytes = |kv| row(0, kv, "kv_bytes").as_f64().unwrap();
     assert_eq!(bytes(0), 512.0 * 30.0 * 3.0 * 64.0 * 2.0 * 2.0);

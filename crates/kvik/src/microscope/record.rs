@@ -103,7 +103,7 @@ fn level(mass: f32, most: f32) -> u8 {
     if mass <= 0.0 || most <= 0.0 {
         return 0;
     }
-    (255.0 * (1.0 + (mass / most).log10() / 3.0)).clamp(0.0, 255.0) as u8
+    (255.0 * (1.0 + (mass / most).log10() / 3.0)).clamp(0.0, 255.0).round() as u8
 }
 
 /// Base64 with padding (RFC 4648).
