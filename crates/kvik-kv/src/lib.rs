@@ -1,13 +1,16 @@
-//! What a sequence remembers: its keys and values, as segments.
+//! What a sequence remembers: its keys and values, as segments, and the methods that rewrite them.
 //!
 //! At one layer and one KV head the cache of a sequence is a list of [`Segment`]s; a segment is a run of cached tokens
-//! with one encoding and one position map. Attention is a fold over their tiles ([`attend`]), so segments of every
-//! kind can stand side by side, and heads and layers may hold different tokens.
+//! with one way to be read. Attention is a fold over their tiles ([`attend`]), so segments of every kind can stand side by
+//! side, and heads and layers may hold different tokens.
 //!
 //! - [`KvShape`] says what a model caches;
-//! - [`KvStore`] holds the blocks of all sequences and counts their bytes;
+//! - [`KvStore`] holds the blocks of all sequences, in RAM or in files, and counts their bytes;
 //! - [`SequenceCache`] is one sequence: [`reserve`](SequenceCache::reserve) room for some tokens,
-//!   [`append`](SequenceCache::append) their rows layer by layer, [`commit`](SequenceCache::commit) them.
+//!   [`append`](SequenceCache::append) their rows layer by layer, [`commit`](SequenceCache::commit) them;
+//! - [`Pipeline`] names the [`Method`]s that rewrite it between steps, through the verbs of [`OpenCache`]; [`methods`] has
+//!   them all, one file each;
+//! - [`Calibration`] is what a method has learned about one model.
 //!
 //! Sliding-window layers give back the blocks that no later query can see.
 
