@@ -148,7 +148,8 @@ fn a_run_that_was_cut_off_goes_on_and_gives_the_same() {
 
 #[test]
 fn reports_show_what_was_measured() {
-    let (run, _) = evaluate(&["niah", "kl", "scbench"], 100, &mut Journal::in_memory(), usize::MAX);
+    let (run, _) =
+        evaluate(&["niah", "kl", "scbench:kv", "scbench:mf"], 100, &mut Journal::in_memory(), usize::MAX);
     let report = report(&run);
     let text = report.text();
     for part in [

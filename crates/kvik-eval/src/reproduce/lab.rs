@@ -96,9 +96,11 @@ impl<'a> Lab<'a> {
     /// # Errors
     /// If the text is shorter.
     pub fn prose(&self, skip: usize, tokens: usize) -> Result<Vec<u32>, EvalError> {
-        // A token of English prose has two bytes at least.
-        let text = self.kit.data.novel(0)?;
-        let ids = self.kit.prompter.text(&text)?;
+        let mut ids = self.kit.prompter.text(&self.kit.data.novel(0)?)?;
+        if ids.len() < skip + tokens {
+            // More than the sample that is compiled in. A token of prose has four bytes on average.
+            ids = self.kit.prompter.text(&self.kit.data.novel(6 * (skip + tokens))?)?;
+        }
         match ids.get(skip..skip + tokens) {
             Some(ids) => Ok(ids.to_vec()),
             None => Err(EvalError::Plan(format!(

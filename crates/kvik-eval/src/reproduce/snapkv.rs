@@ -69,7 +69,7 @@ impl SnapKv {
     /// How much of the way from random rows to the rows that the future attends to most is made.
     fn continuation(&self, lab: &mut Lab<'_>, results: &mut Results) -> Result<(), EvalError> {
         let (prompt_tokens, budget, follow, texts) =
-            (lab.pick(512, 2048), lab.pick(64, 128), 128, lab.pick(1, 8));
+            (lab.pick(512, 2048), lab.pick(64, 128), 128, lab.pick(1, 6));
         let (mut full, mut snapkv, mut random, mut oracle) = (0.0, 0.0, 0.0, 0.0);
         for text in 0..texts {
             lab.say(&format!("text {} of {texts}", text + 1))?;

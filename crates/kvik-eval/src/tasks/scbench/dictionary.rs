@@ -18,7 +18,8 @@ const MANY: usize = 4096;
 
 /// Pairs of random UUIDs; a question names a key.
 pub(super) fn keys_and_values(page: &Page<'_>, draw: &mut Draw) -> Result<Shared, EvalError> {
-    let pairs: Vec<(String, String)> = (0..MANY.min(page.length)).map(|_| (uuid(draw), uuid(draw))).collect();
+    let pairs: Vec<(String, String)> =
+        (0..MANY.min(page.length).max(page.turns)).map(|_| (uuid(draw), uuid(draw))).collect();
     let question = |pair: &(String, String), guess: &str| Question {
         text: format!("\n\nKey: \"{}\"\nThe value associated with the specified key is:", pair.0),
         answer: format!("\"{}\"", pair.1),
@@ -40,7 +41,7 @@ pub(super) fn keys_and_values(page: &Page<'_>, draw: &mut Draw) -> Result<Shared
 pub(super) fn strings(page: &Page<'_>, draw: &mut Draw) -> Result<Shared, EvalError> {
     let mut ends = HashSet::new();
     let mut strings: Vec<String> = Vec::new();
-    while strings.len() < MANY.min(page.length) {
+    while strings.len() < MANY.min(page.length).max(page.turns) {
         let text: String = (0..STRING_LETTERS).map(|_| char::from(b'a' + draw.below(26) as u8)).collect();
         if ends.insert((text[..END_LETTERS].to_owned(), text[STRING_LETTERS - END_LETTERS..].to_owned())) {
             strings.push(text);
