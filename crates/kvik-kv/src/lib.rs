@@ -26,6 +26,7 @@ mod draw;
 mod evidence;
 mod export;
 mod head;
+mod landmarks;
 mod method;
 pub mod methods;
 mod open_cache;
@@ -37,6 +38,7 @@ pub mod select;
 mod sequence;
 mod shape;
 mod shared_rows;
+mod sink_window;
 mod spilled;
 mod store;
 

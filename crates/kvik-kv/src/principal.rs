@@ -42,6 +42,33 @@ pub(crate) fn gram(rows: &[f32], dim: usize) -> Vec<f64> {
     gram
 }
 
+/// Coefficients of rows (`[n, width]`) over directions of length 1, `[n, rank]`.
+pub(crate) fn project(rows: &[f32], width: usize, directions: &[f32]) -> Vec<f32> {
+    let mut coefficients = vec![0.0; rows.len() / width * (directions.len() / width)];
+    products(rows, directions, width, &mut coefficients);
+    coefficients
+}
+
+/// The part of the rows' energy that their coefficients miss.
+pub(crate) fn residual(rows: &[f32], width: usize, directions: &[f32], coefficients: &[f32]) -> f64 {
+    let rank = directions.len() / width;
+    let (mut missed, mut all) = (0f64, 0f64);
+    for (row, coefficients) in rows.chunks_exact(width).zip(coefficients.chunks_exact(rank)) {
+        let mut left = row.to_vec();
+        for (direction, &c) in directions.chunks_exact(width).zip(coefficients) {
+            left.iter_mut().zip(direction).for_each(|(left, x)| *left -= c * x);
+        }
+        missed += energy(&left);
+        all += energy(row);
+    }
+    missed / all.max(f64::MIN_POSITIVE)
+}
+
+/// The square of a row's length.
+fn energy(row: &[f32]) -> f64 {
+    f64::from(row.iter().map(|x| x * x).sum::<f32>())
+}
+
 /// How much of the energy of rows (`[n, dim]`) lies along each of their principal directions, in falling order: the squares of
 /// their singular values.
 pub fn energies(rows: &[f32], dim: usize) -> Vec<f64> {

@@ -1,29 +1,16 @@
 //! The cache against brute force: chunks, threads, windows, segments of every kind, and what happens to memory.
 
+mod batch;
+
 use kvik_kernels::{
     Phase, ThreadPool,
     attention::{AttentionRows, AttentionScratch, AttentionShape, Reach},
 };
-use kvik_kv::{KvShape, KvStore, LayerShape, Segment, SegmentRow, SequenceCache, Sequences, attend};
+use kvik_kv::{KvShape, KvStore, LayerShape, Segment, SegmentRow, SequenceCache, attend};
 use proptest::prelude::*;
 use std::ops::Range;
 
-struct Batch<'a>(Vec<(&'a SequenceCache, Range<usize>)>, Phase);
-
-impl Sequences for Batch<'_> {
-    fn count(&self) -> usize {
-        self.0.len()
-    }
-    fn cache(&self, sequence: usize) -> &SequenceCache {
-        self.0[sequence].0
-    }
-    fn rows(&self, sequence: usize) -> Range<usize> {
-        self.0[sequence].1.clone()
-    }
-    fn phase(&self, _sequence: usize) -> Phase {
-        self.1
-    }
-}
+use batch::Batch;
 
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;

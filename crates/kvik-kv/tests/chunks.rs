@@ -1,30 +1,17 @@
 //! A prompt or drafts in any chunks, on any number of threads, gives the same bits: heads as real models have them.
 
+mod batch;
+
 use std::ops::Range;
 
 use kvik_kernels::{
     Phase, ThreadPool,
     attention::{AttentionRows, AttentionScratch, AttentionShape, Reach},
 };
-use kvik_kv::{KvShape, KvStore, LayerShape, SequenceCache, Sequences, attend};
+use kvik_kv::{KvShape, KvStore, LayerShape, attend};
 use proptest::prelude::*;
 
-struct One<'a>(&'a SequenceCache, usize, Phase);
-
-impl Sequences for One<'_> {
-    fn count(&self) -> usize {
-        1
-    }
-    fn cache(&self, _sequence: usize) -> &SequenceCache {
-        self.0
-    }
-    fn rows(&self, _sequence: usize) -> Range<usize> {
-        0..self.1
-    }
-    fn phase(&self, _sequence: usize) -> Phase {
-        self.2
-    }
-}
+use batch::Batch;
 
 #[derive(Debug, Clone, Copy)]
 struct Heads {
@@ -71,7 +58,7 @@ fn run(phase: Phase, threads: usize, chunks: &[usize], heads: Heads) -> Vec<u32>
         let mut out = vec![0.0; chunk * heads * dim];
         let rows =
             AttentionRows { queries: &queries, positions: &positions, out: &mut out, log_sum_exp: None };
-        attend(&pool, &store, &One(&cache, chunk, phase), 0, &shape, rows, &mut scratch);
+        attend(&pool, &store, &Batch(vec![(&cache, 0..chunk)], phase), 0, &shape, rows, &mut scratch);
         cache.commit(&pool, &mut store, chunk, phase).unwrap();
         all.extend(out.iter().map(|x| x.to_bits()));
     }

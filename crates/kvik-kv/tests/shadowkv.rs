@@ -1,5 +1,7 @@
 //! ShadowKV against a numpy model of the paper, and what it owes a sequence whatever happens to it.
 
+mod batch;
+
 use std::{
     fs,
     ops::Range,
@@ -12,11 +14,12 @@ use kvik_kernels::{
     attention::{AttentionRows, AttentionScratch, AttentionShape, PairLayout, PlaneKind, Reach, Rotary},
 };
 use kvik_kv::{
-    CacheError, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache, Sequences,
-    StepQueries, attend,
+    CacheError, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache, StepQueries, attend,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
+
+use batch::Batch;
 
 /// Attention layers only: keys, values and queries in, what is attended to out.
 struct Model {
@@ -32,23 +35,6 @@ struct New {
     keys: Vec<f32>,
     values: Vec<f32>,
     queries: Vec<f32>,
-}
-
-struct Single<'a>(&'a SequenceCache, usize, Phase);
-
-impl Sequences for Single<'_> {
-    fn count(&self) -> usize {
-        1
-    }
-    fn cache(&self, _sequence: usize) -> &SequenceCache {
-        self.0
-    }
-    fn rows(&self, _sequence: usize) -> Range<usize> {
-        0..self.1
-    }
-    fn phase(&self, _sequence: usize) -> Phase {
-        self.2
-    }
 }
 
 impl Model {
@@ -109,7 +95,7 @@ impl Model {
                 out: &mut out,
                 log_sum_exp: Some(&mut log_sum_exp),
             };
-            attend(pool, store, &Single(cache, tokens, phase), layer, shape, rows, scratch);
+            attend(pool, store, &Batch(vec![(cache, 0..tokens)], phase), layer, shape, rows, scratch);
             cache.observe(pool, store, layer, step, &log_sum_exp)?;
             all.push(out);
         }

@@ -1,5 +1,7 @@
 //! Blocks in a file against blocks in RAM: whatever is done with a sequence, attention gives the same bits.
 
+mod batch;
+
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
@@ -17,9 +19,11 @@ use kvik_kernels::{
 };
 use kvik_kv::{
     CacheError, Evidence, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache,
-    Sequences, SpillError, SpillFile, StepQueries, attend,
+    SpillError, SpillFile, StepQueries, attend,
 };
 use proptest::prelude::*;
+
+use batch::Batch;
 
 const LAYERS: usize = 5;
 const HEADS: usize = 4;
@@ -35,24 +39,6 @@ struct Model {
     store: KvStore,
     scratch: AttentionScratch,
     shape: AttentionShape,
-}
-
-/// Sequences with equally many new tokens each.
-struct Batch<'a>(&'a [&'a mut SequenceCache], usize, Phase);
-
-impl Sequences for Batch<'_> {
-    fn count(&self) -> usize {
-        self.0.len()
-    }
-    fn cache(&self, sequence: usize) -> &SequenceCache {
-        self.0[sequence]
-    }
-    fn rows(&self, sequence: usize) -> Range<usize> {
-        sequence * self.1..(sequence + 1) * self.1
-    }
-    fn phase(&self, _sequence: usize) -> Phase {
-        self.2
-    }
 }
 
 impl Model {
@@ -151,7 +137,10 @@ impl Model {
                 out: &mut out,
                 log_sum_exp: Some(&mut log_sum_exp),
             };
-            attend(pool, store, &Batch(caches, tokens, phase), layer, &shape, rows, scratch);
+            let each = caches.iter().enumerate();
+            let batch = each.map(|(index, cache)| (&**cache, index * tokens..(index + 1) * tokens)).collect();
+            let batch = Batch(batch, phase);
+            attend(pool, store, &batch, layer, &shape, rows, scratch);
             for (index, cache) in caches.iter_mut().enumerate() {
                 let own = &log_sum_exp[index * tokens * HEADS..][..tokens * HEADS];
                 cache.observe(pool, store, layer, step_of(index), own)?;

@@ -24,7 +24,7 @@ use std::path::Path;
 
 use crate::{
     Arguments, CacheError, Calibration, CalibrationError, Direction, KvShape, Method, MethodInfo, OpenCache,
-    Parameter, ParameterKind, draw::uniform, select::sinks_and_recent,
+    Parameter, ParameterKind, draw::uniform, sink_window::SinkWindow,
 };
 
 /// The calibrations that come with Kvik, from `kvik calibrate duo`: SmolLM2 135M Instruct (Q4_1).
@@ -79,8 +79,7 @@ pub const INFO: MethodInfo = MethodInfo {
 struct Duo {
     /// Layers and KV heads that keep sinks and recent tokens only.
     streaming: Vec<(usize, usize)>,
-    sink: usize,
-    recent: usize,
+    window: SinkWindow,
 }
 
 impl Duo {
@@ -97,7 +96,8 @@ impl Duo {
         let gates: Vec<f32> = heads.iter().map(|&(layer, head)| gates[layer * kv_heads + head]).collect();
         let full = full_heads(&gates, arguments.number("full"), arguments.text("choose"));
         let streaming = heads.into_iter().zip(full).filter(|(_, full)| !full).map(|(head, _)| head).collect();
-        Ok(Self { streaming, sink: arguments.count("sink"), recent: arguments.count("recent") })
+        let window = SinkWindow { sinks: arguments.count("sink"), recent: arguments.count("recent") };
+        Ok(Self { streaming, window })
     }
 }
 
@@ -147,23 +147,11 @@ fn full_heads(gates: &[f32], share: f64, choose: &str) -> Vec<bool> {
 
 impl Method for Duo {
     fn after_chunk(&mut self, cache: &mut OpenCache<'_>) -> Result<(), CacheError> {
-        for &(layer, kv_head) in &self.streaming {
-            let positions = cache.positions(layer, kv_head);
-            let keep = sinks_and_recent(&positions, self.sink, self.recent);
-            cache.retain(layer, kv_head, &keep)?;
-        }
-        Ok(())
+        self.streaming.iter().try_for_each(|&(layer, kv_head)| self.window.cut(cache, layer, kv_head))
     }
 
     fn after_step(&mut self, cache: &mut OpenCache<'_>) -> Result<(), CacheError> {
-        // The oldest row that is no sink goes; the newest takes its place.
-        for &(layer, kv_head) in &self.streaming {
-            while cache.rows(layer, kv_head) > self.sink + self.recent {
-                let oldest = cache.oldest(layer, kv_head, self.sink);
-                cache.evict(layer, kv_head, oldest)?;
-            }
-        }
-        Ok(())
+        self.streaming.iter().try_for_each(|&(layer, kv_head)| self.window.slide(cache, layer, kv_head))
     }
 
     fn fork(&self) -> Box<dyn Method> {

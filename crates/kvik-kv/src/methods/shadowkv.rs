@@ -33,19 +33,16 @@ use std::{
 };
 
 use kvik_kernels::{
-    Isa, Phase,
-    attention::{
-        AttentionShape, Codec, LowRank, PlaneKind, Rotary, TILE_TOKENS, TileShape, pack_query, scores,
-    },
-    products,
+    Phase,
+    attention::{AttentionShape, Codec, LowRank, PlaneKind, Rotary, TILE_TOKENS},
 };
 
 use crate::{
     Arguments, CacheError, Direction, Evidence, KeyRotation, KvShape, LayerShape, Method, MethodInfo,
     OpenCache, Parameter, ParameterKind, RunCopy, SegmentRow, SpillFile, StepQueries,
+    landmarks::{Chunks, Landmarks, chunks, pack_group},
     pipeline::registry::Apart,
-    principal::{gram, symmetric_eigen},
-    select::top_rows,
+    principal::{gram, project, residual, symmetric_eigen},
 };
 
 /// What the registry knows of it.
@@ -133,9 +130,6 @@ const LEAST_RANK: usize = 32;
 /// times what they missed of their own, or of so small a part that bf16 hides it.
 const RESIDUAL_GROWTH: f64 = 1.5;
 const RESIDUAL_FLOOR: f64 = 1e-5;
-/// In the place of a candidate or a slot: none.
-const NONE: u32 = u32::MAX;
-
 /// How many chunks were chosen, and how many of them were there already.
 #[derive(Debug, Default)]
 pub struct Traffic {
@@ -188,7 +182,7 @@ struct Angles {
 #[derive(Clone)]
 struct Layer {
     parts: Vec<Part>,
-    heads: Vec<Head>,
+    heads: Vec<Landmarks>,
 }
 
 /// What one prompt added to a layer.
@@ -200,17 +194,6 @@ struct Part {
     residual: f64,
 }
 
-/// What a head chooses from.
-#[derive(Clone)]
-struct Head {
-    /// First row of each candidate.
-    rows: Arc<Vec<u32>>,
-    /// Key planes of tiles whose rows are the candidates' landmarks.
-    landmarks: Arc<Vec<u16>>,
-    /// The candidate in each slot, or none.
-    slots: Vec<u32>,
-}
-
 /// A layer's prompt, taken apart.
 struct Decomposed {
     codecs: Vec<Arc<LowRank>>,
@@ -218,13 +201,6 @@ struct Decomposed {
     /// `[rows, rank]`.
     coefficients: Vec<f32>,
     heads: Vec<Chunks>,
-}
-
-/// The chunks of a head's new part: which stay exact, and the landmarks of the others (`[n, dim]`).
-struct Chunks {
-    outliers: Vec<u32>,
-    others: Vec<u32>,
-    landmarks: Vec<f32>,
 }
 
 impl ShadowKv {
@@ -294,7 +270,7 @@ impl ShadowKv {
         let angles = rotary.as_ref().map(|rotary| self.angles(rotary));
         let heads = (0..kv_heads).map(|kv_head| {
             let mut keys = cache.keys(layer, kv_head, first..first + rows);
-            let chunks = self.chunks(&keys, key_dim, outliers);
+            let chunks = chunks(&keys, key_dim, self.chunk, outliers);
             for (index, key) in keys.chunks_exact_mut(key_dim).enumerate() {
                 if let (Some(rotary), Some(angles)) = (&rotary, angles) {
                     let pairs = rotary.frequencies.len();
@@ -308,31 +284,6 @@ impl ShadowKv {
         let old = self.layers[layer].as_ref().and_then(|old| old.parts.last());
         let (codecs, residual, coefficients) = factors(&joint, width, kv_heads, self.rank(width), old);
         Decomposed { codecs, residual, coefficients, heads }
-    }
-
-    /// Landmarks of the chunks of `keys` (`[rows, dim]`, rotated), and which chunks they describe worst.
-    fn chunks(&self, keys: &[f32], dim: usize, outliers: usize) -> Chunks {
-        let chunks = keys.chunks_exact(self.chunk * dim);
-        let mut landmarks = Vec::with_capacity(keys.len() / self.chunk);
-        let mut badness = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            let start = landmarks.len();
-            landmarks.resize(start + dim, 0f32);
-            let landmark = &mut landmarks[start..];
-            for key in chunk.chunks_exact(dim) {
-                landmark.iter_mut().zip(key).for_each(|(mean, x)| *mean += x);
-            }
-            landmark.iter_mut().for_each(|mean| *mean /= self.chunk as f32);
-            let least =
-                chunk.chunks_exact(dim).map(|key| cosine(landmark, key)).fold(f32::INFINITY, f32::min);
-            badness.push(-least);
-        }
-        let outliers = top_rows(&badness, outliers.min(badness.len()), |_| false);
-        let others: Vec<u32> =
-            (0..badness.len() as u32).filter(|c| outliers.binary_search(c).is_err()).collect();
-        let kept =
-            others.iter().flat_map(|&chunk| &landmarks[chunk as usize * dim..][..dim]).copied().collect();
-        Chunks { outliers, others, landmarks: kept }
     }
 
     /// Puts what [`Self::decompose`] gave in the place of the keys.
@@ -363,7 +314,7 @@ impl ShadowKv {
         for (kv_head, (chunks, exact)) in new.heads.into_iter().zip(exact).enumerate() {
             let slots = self.budget / self.chunk;
             if state.heads.len() == kv_head {
-                state.heads.push(Head::empty(slots));
+                state.heads.push(Landmarks::empty(slots));
             }
             state.heads[kv_head].extend(shape, first, self.chunk, &chunks);
             if let Some(exact) = exact {
@@ -422,7 +373,7 @@ impl ShadowKv {
     ) -> Result<(), CacheError> {
         let Some(state) = &mut self.layers[layer] else { return Ok(()) };
         let tile = shape.tile;
-        let mut chosen: Vec<(&mut Head, Vec<RunCopy>)> =
+        let mut chosen: Vec<(&mut Landmarks, Vec<RunCopy>)> =
             state.heads.iter_mut().map(|head| (head, Vec::new())).collect();
         cache.pool().for_each_row_in(&mut chosen, 1, 1, |kv_head, chosen| {
             let (head, runs) = &mut chosen[0];
@@ -551,7 +502,7 @@ impl Method for ShadowKv {
         let layers = self.layers.iter().flatten();
         let layers = layers.map(|layer| {
             let parts = layer.parts.iter().flat_map(|part| &part.codecs).map(|codec| codec.bytes());
-            let heads = layer.heads.iter().map(Head::bytes);
+            let heads = layer.heads.iter().map(Landmarks::bytes);
             parts.sum::<usize>() + heads.sum::<usize>()
         });
         let angles = self.angles.iter().map(|known| size_of_val(&known.table[..]));
@@ -583,99 +534,12 @@ impl Method for ShadowKv {
     }
 }
 
-impl Head {
-    fn empty(slots: usize) -> Self {
-        Self { rows: Arc::default(), landmarks: Arc::default(), slots: vec![NONE; slots] }
-    }
-
-    fn bytes(&self) -> usize {
-        4 * (self.rows.len() + self.slots.len()) + 2 * self.landmarks.len()
-    }
-
-    /// Adds the chunks of a part that begins at row `first`; no slot holds a candidate then.
-    fn extend(&mut self, shape: TileShape, first: usize, chunk: usize, new: &Chunks) {
-        let rows = Arc::make_mut(&mut self.rows);
-        let planes = Arc::make_mut(&mut self.landmarks);
-        let plane_len = shape.key_len();
-        for (&index, landmark) in new.others.iter().zip(new.landmarks.chunks_exact(shape.key_dim)) {
-            let at = rows.len();
-            planes.resize((at / TILE_TOKENS + 1) * plane_len, 0);
-            let plane = &mut planes[at / TILE_TOKENS * plane_len..];
-            shape.write_row(PlaneKind::Keys, plane, at % TILE_TOKENS, landmark);
-            rows.push((first + index as usize * chunk) as u32);
-        }
-        self.slots.fill(NONE);
-    }
-
-    /// The candidates with the largest probability among the packed queries, as many as there are slots, in rising order.
-    fn best(&self, shape: TileShape, packed: &[u32]) -> Vec<u32> {
-        let (queries, candidates) = (packed.len() / shape.key_pairs(), self.rows.len());
-        let mut all = vec![0f32; queries * candidates];
-        let mut some = vec![0f32; queries * TILE_TOKENS];
-        for (tile, plane) in self.landmarks.chunks_exact(shape.key_len()).enumerate() {
-            scores(Isa::active(), shape, packed, plane, &mut some);
-            let len = (candidates - tile * TILE_TOKENS).min(TILE_TOKENS);
-            for (all, some) in all.chunks_exact_mut(candidates).zip(some.chunks_exact(TILE_TOKENS)) {
-                all[tile * TILE_TOKENS..][..len].copy_from_slice(&some[..len]);
-            }
-        }
-        // The largest probability has the largest logarithm, which does not underflow.
-        let mut best = vec![f32::NEG_INFINITY; candidates];
-        for scores in all.chunks_exact(candidates.max(1)) {
-            let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f32 = scores.iter().map(|score| (score - most).exp()).sum();
-            let log_sum_exp = most + sum.ln();
-            best.iter_mut().zip(scores).for_each(|(best, score)| *best = best.max(score - log_sum_exp));
-        }
-        top_rows(&best, self.slots.len(), |_| false)
-    }
-
-    /// Gives the slots of candidates that are not among `best` to those that have none: what is to be copied.
-    fn replace(&mut self, kv_head: usize, chunk: usize, best: &[u32]) -> Vec<RunCopy> {
-        let mut missing = vec![false; self.rows.len()];
-        best.iter().for_each(|&candidate| missing[candidate as usize] = true);
-        let mut free = Vec::new();
-        for (slot, &candidate) in self.slots.iter().enumerate() {
-            match missing.get_mut(candidate as usize) {
-                Some(missing) if *missing => *missing = false,
-                _ => free.push(slot),
-            }
-        }
-        let missing = best.iter().filter(|&&candidate| missing[candidate as usize]);
-        let copies = missing.zip(free).map(|(&candidate, slot)| {
-            self.slots[slot] = candidate;
-            RunCopy { kv_head, to: slot * chunk, from: self.rows[candidate as usize] as usize }
-        });
-        copies.collect()
-    }
-}
-
 fn key_dims(layer: &LayerShape) -> usize {
     layer.kv_heads * layer.key_dim
 }
 
 fn same(a: &Arc<Rotary>, b: &Arc<Rotary>) -> bool {
     Arc::ptr_eq(a, b) || a == b
-}
-
-/// The queries of a KV head's group, `[rows · group, key_pairs]`.
-fn pack_group(shape: &AttentionShape, kv_head: usize, queries: &[f32]) -> Vec<u32> {
-    let (group, dim, pairs) = (shape.group(), shape.tile.key_dim, shape.tile.key_pairs());
-    let rows = queries.chunks_exact(shape.heads * dim);
-    let mut packed = vec![0u32; rows.len() * group * pairs];
-    let own = rows.flat_map(|row| row[kv_head * group * dim..][..group * dim].chunks_exact(dim));
-    for (query, packed) in own.zip(packed.chunks_exact_mut(pairs)) {
-        pack_query(query, shape.scale, packed);
-    }
-    packed
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f32 {
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f32::MIN_POSITIVE)
 }
 
 /// Codecs of the heads, the part of the energy that they miss, and the coefficients of `joint` (`[rows, width]`), over the
@@ -702,26 +566,4 @@ fn factors(
     let missed: f64 = energies[rank..].iter().map(|energy| energy.max(0.0)).sum();
     let residual = missed / energies.iter().sum::<f64>().max(f64::MIN_POSITIVE);
     (LowRank::heads(&directions, rank, kv_heads), residual, project(joint, width, &directions))
-}
-
-/// Coefficients of rows (`[n, width]`) over directions of length 1, `[n, rank]`.
-fn project(rows: &[f32], width: usize, directions: &[f32]) -> Vec<f32> {
-    let mut coefficients = vec![0.0; rows.len() / width * (directions.len() / width)];
-    products(rows, directions, width, &mut coefficients);
-    coefficients
-}
-
-/// The part of the rows' energy that their coefficients miss.
-fn residual(rows: &[f32], width: usize, directions: &[f32], coefficients: &[f32]) -> f64 {
-    let rank = directions.len() / width;
-    let (mut missed, mut all) = (0f64, 0f64);
-    for (row, coefficients) in rows.chunks_exact(width).zip(coefficients.chunks_exact(rank)) {
-        let mut left = row.to_vec();
-        for (direction, &c) in directions.chunks_exact(width).zip(coefficients) {
-            left.iter_mut().zip(direction).for_each(|(left, x)| *left -= c * x);
-        }
-        missed += f64::from(dot(&left, &left));
-        all += f64::from(dot(row, row));
-    }
-    missed / all.max(f64::MIN_POSITIVE)
 }

@@ -13,7 +13,7 @@
 use crate::{
     CacheError, Direction, Method, MethodInfo, OpenCache, Parameter, ParameterKind,
     positions::{POSITIONS, by_slot},
-    select::sinks_and_recent,
+    sink_window::SinkWindow,
 };
 
 /// What the registry knows of it.
@@ -49,50 +49,39 @@ pub const INFO: MethodInfo = MethodInfo {
         })
     },
     build: |arguments, shape| {
-        Ok(Box::new(Streaming {
-            budget: arguments.count("budget"),
-            sinks: arguments.count("sinks"),
-            by_slot: by_slot(arguments, shape)?,
-        }))
+        let (budget, sinks) = (arguments.count("budget"), arguments.count("sinks"));
+        let window = SinkWindow { sinks, recent: budget - sinks };
+        Ok(Box::new(Streaming { window, by_slot: by_slot(arguments, shape)? }))
     },
 };
 
 #[derive(Clone)]
 struct Streaming {
-    budget: usize,
-    sinks: usize,
+    window: SinkWindow,
     by_slot: bool,
 }
 
 impl Streaming {
-    fn cut(&self, cache: &mut OpenCache<'_>) -> Result<(), CacheError> {
-        for (layer, kv_head) in cache.heads() {
-            let positions = cache.positions(layer, kv_head);
-            let keep = sinks_and_recent(&positions, self.sinks, self.budget - self.sinks);
-            cache.retain(layer, kv_head, &keep)?;
-            if self.by_slot {
-                cache.close_gaps(layer, kv_head);
-            }
+    fn close_gaps(&self, cache: &mut OpenCache<'_>, layer: usize, kv_head: usize) {
+        if self.by_slot {
+            cache.close_gaps(layer, kv_head);
         }
-        Ok(())
     }
 }
 
 impl Method for Streaming {
     fn end_of_prompt(&mut self, cache: &mut OpenCache<'_>, _turn: usize) -> Result<(), CacheError> {
-        self.cut(cache)
+        for (layer, kv_head) in cache.heads() {
+            self.window.cut(cache, layer, kv_head)?;
+            self.close_gaps(cache, layer, kv_head);
+        }
+        Ok(())
     }
 
     fn after_step(&mut self, cache: &mut OpenCache<'_>) -> Result<(), CacheError> {
-        // The oldest row that is no sink goes; the newest takes its place.
         for (layer, kv_head) in cache.heads() {
-            while cache.rows(layer, kv_head) > self.budget {
-                let oldest = cache.oldest(layer, kv_head, self.sinks);
-                cache.evict(layer, kv_head, oldest)?;
-            }
-            if self.by_slot {
-                cache.close_gaps(layer, kv_head);
-            }
+            self.window.slide(cache, layer, kv_head)?;
+            self.close_gaps(cache, layer, kv_head);
         }
         Ok(())
     }

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+#[path = "../batch/mod.rs"]
+mod batch;
+
 use std::{
     ops::Range,
     sync::{Arc, Mutex},
@@ -13,9 +16,11 @@ use kvik_kernels::{
 };
 use kvik_kv::{
     CacheError, Evidence, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache,
-    Sequences, StepQueries, attend,
+    StepQueries, attend,
 };
 use serde::Deserialize;
+
+use batch::Batch;
 
 /// Tokens that the store has room for.
 pub const CAPACITY: usize = 1000;
@@ -79,23 +84,6 @@ impl Method for Look {
     }
     fn fork(&self) -> Box<dyn Method> {
         Box::new(self.clone())
-    }
-}
-
-struct One<'a>(&'a SequenceCache, usize, Phase);
-
-impl Sequences for One<'_> {
-    fn count(&self) -> usize {
-        1
-    }
-    fn cache(&self, _sequence: usize) -> &SequenceCache {
-        self.0
-    }
-    fn rows(&self, _sequence: usize) -> Range<usize> {
-        0..self.1
-    }
-    fn phase(&self, _sequence: usize) -> Phase {
-        self.2
     }
 }
 
@@ -177,7 +165,7 @@ impl Run {
             out: &mut out,
             log_sum_exp: Some(&mut lse),
         };
-        attend(pool, store, &One(cache, tokens, phase), 0, shape, rows, &mut scratch);
+        attend(pool, store, &Batch(vec![(cache, 0..tokens)], phase), 0, shape, rows, &mut scratch);
         cache
             .observe(
                 pool,
