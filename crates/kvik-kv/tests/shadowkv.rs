@@ -1,6 +1,6 @@
 //! ShadowKV against a numpy model of the paper, and what it owes a sequence whatever happens to it.
 
-mod batch;
+mod pass;
 
 use std::{
     fs,
@@ -11,15 +11,15 @@ use std::{
 
 use kvik_kernels::{
     Phase, ThreadPool,
-    attention::{AttentionRows, AttentionScratch, AttentionShape, PairLayout, PlaneKind, Reach, Rotary},
+    attention::{AttentionScratch, AttentionShape, PairLayout, PlaneKind, Reach, Rotary},
 };
 use kvik_kv::{
-    CacheError, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache, StepQueries, attend,
+    CacheError, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache, StepQueries,
 };
 use proptest::prelude::*;
 use serde::Deserialize;
 
-use batch::Batch;
+use pass::{New, layer_pass};
 
 /// Attention layers only: keys, values and queries in, what is attended to out.
 struct Model {
@@ -28,13 +28,6 @@ struct Model {
     scratch: AttentionScratch,
     shape: AttentionShape,
     layers: usize,
-}
-
-/// New rows of one layer: `[tokens, kv_heads, dim]`, and queries `[tokens, heads, dim]`.
-struct New {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    queries: Vec<f32>,
 }
 
 impl Model {
@@ -78,26 +71,10 @@ impl Model {
     ) -> Result<Vec<Vec<f32>>, CacheError> {
         let Self { pool, store, scratch, shape, layers } = self;
         let tokens = new(0).keys.len() / (shape.kv_heads * shape.tile.key_dim);
-        let positions: Vec<u32> = (cache.len()..cache.len() + tokens).map(|p| p as u32).collect();
         cache.reserve(store, tokens)?;
         let mut all = Vec::new();
         for layer in 0..*layers {
-            let New { keys, values, queries } = new(layer);
-            cache.append(pool, store, layer, &keys, &values);
-            let step = StepQueries { shape, phase, queries: &queries, positions: &positions };
-            cache.before_attention(pool, store, layer, step)?;
-            cache.bring_visited(store, layer)?;
-            let mut out = vec![0.0; tokens * shape.heads * shape.tile.value_dim];
-            let mut log_sum_exp = vec![0.0; tokens * shape.heads];
-            let rows = AttentionRows {
-                queries: &queries,
-                positions: &positions,
-                out: &mut out,
-                log_sum_exp: Some(&mut log_sum_exp),
-            };
-            attend(pool, store, &Batch(vec![(cache, 0..tokens)], phase), layer, shape, rows, scratch);
-            cache.observe(pool, store, layer, step, &log_sum_exp)?;
-            all.push(out);
+            all.push(layer_pass(pool, store, &mut [cache], layer, shape, phase, &new(layer), scratch)?);
         }
         cache.commit(pool, store, tokens, phase)?;
         Ok(all)

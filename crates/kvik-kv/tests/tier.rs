@@ -1,6 +1,6 @@
 //! Blocks in a file against blocks in RAM: whatever is done with a sequence, attention gives the same bits.
 
-mod batch;
+mod pass;
 
 use std::{
     fs::File,
@@ -15,15 +15,15 @@ use std::{
 
 use kvik_kernels::{
     Phase, ThreadPool,
-    attention::{Affine, AttentionRows, AttentionScratch, AttentionShape, Codec, PlaneKind, Reach},
+    attention::{Affine, AttentionScratch, AttentionShape, Codec, PlaneKind, Reach},
 };
 use kvik_kv::{
     CacheError, Evidence, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache,
-    SpillError, SpillFile, StepQueries, attend,
+    SpillError, SpillFile, StepQueries,
 };
 use proptest::prelude::*;
 
-use batch::Batch;
+use pass::{New, layer_pass};
 
 const LAYERS: usize = 5;
 const HEADS: usize = 4;
@@ -100,7 +100,6 @@ impl Model {
     ) -> Result<Vec<u32>, CacheError> {
         let Self { pool, store, scratch, shape } = self;
         let new: Vec<Range<usize>> = caches.iter().map(|cache| cache.len()..cache.len() + tokens).collect();
-        let positions: Vec<u32> = new.iter().cloned().flatten().map(|position| position as u32).collect();
         for cache in caches.iter_mut() {
             cache.reserve(store, tokens)?;
         }
@@ -109,42 +108,11 @@ impl Model {
             let numbers = |what: usize, heads: usize| -> Vec<f32> {
                 new.iter().flat_map(|new| rows(layer * 3 + what, new.clone(), heads * DIM)).collect()
             };
-            let (keys, values, queries) = (numbers(0, KV_HEADS), numbers(1, KV_HEADS), numbers(2, HEADS));
             let mut shape = *shape;
             shape.reach.window = store.shape().layers[layer].window.map(|window| window as u32);
-            let step_of = |index: usize| StepQueries {
-                shape: &shape,
-                phase,
-                queries: &queries[index * tokens * HEADS * DIM..][..tokens * HEADS * DIM],
-                positions: &positions[index * tokens..][..tokens],
-            };
-            for (index, cache) in caches.iter_mut().enumerate() {
-                let width = tokens * KV_HEADS * DIM;
-                let own = index * width..(index + 1) * width;
-                cache.append(pool, store, layer, &keys[own.clone()], &values[own]);
-            }
-            for (index, cache) in caches.iter_mut().enumerate() {
-                cache.before_attention(pool, store, layer, step_of(index))?;
-            }
-            for cache in caches.iter_mut() {
-                cache.bring_visited(store, layer)?;
-            }
-            let mut out = vec![0.0; positions.len() * HEADS * DIM];
-            let mut log_sum_exp = vec![0.0; positions.len() * HEADS];
-            let rows = AttentionRows {
-                queries: &queries,
-                positions: &positions,
-                out: &mut out,
-                log_sum_exp: Some(&mut log_sum_exp),
-            };
-            let each = caches.iter().enumerate();
-            let batch = each.map(|(index, cache)| (&**cache, index * tokens..(index + 1) * tokens)).collect();
-            let batch = Batch(batch, phase);
-            attend(pool, store, &batch, layer, &shape, rows, scratch);
-            for (index, cache) in caches.iter_mut().enumerate() {
-                let own = &log_sum_exp[index * tokens * HEADS..][..tokens * HEADS];
-                cache.observe(pool, store, layer, step_of(index), own)?;
-            }
+            let new =
+                New { keys: numbers(0, KV_HEADS), values: numbers(1, KV_HEADS), queries: numbers(2, HEADS) };
+            let out = layer_pass(pool, store, caches, layer, &shape, phase, &new, scratch)?;
             bits.extend(out.iter().map(|number| number.to_bits()));
         }
         for cache in caches.iter_mut() {

@@ -2,8 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
-#[path = "../batch/mod.rs"]
-mod batch;
+#[path = "../pass/mod.rs"]
+mod pass;
 
 use std::{
     ops::Range,
@@ -12,15 +12,14 @@ use std::{
 
 use kvik_kernels::{
     Phase, ThreadPool,
-    attention::{AttentionRows, AttentionScratch, AttentionShape, PairLayout, Reach, Rotary},
+    attention::{AttentionScratch, AttentionShape, PairLayout, Reach, Rotary},
 };
 use kvik_kv::{
     CacheError, Evidence, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache,
-    StepQueries, attend,
 };
 use serde::Deserialize;
 
-use batch::Batch;
+use pass::{New, layer_pass};
 
 /// Tokens that the store has room for.
 pub const CAPACITY: usize = 1000;
@@ -149,32 +148,15 @@ impl Run {
     /// One pass; `[tokens, heads, dim]`.
     pub fn step(&mut self, tokens: usize, phase: Phase) -> Vec<f32> {
         let range = self.cache.len()..self.cache.len() + tokens;
-        let keys = self.draw(1, range.clone(), self.shape.kv_heads, true);
-        let values = self.draw(2, range.clone(), self.shape.kv_heads, false);
-        let queries = self.draw(3, range.clone(), self.shape.heads, true);
+        let new = New {
+            keys: self.draw(1, range.clone(), self.shape.kv_heads, true),
+            values: self.draw(2, range.clone(), self.shape.kv_heads, false),
+            queries: self.draw(3, range, self.shape.heads, true),
+        };
         let Self { pool, store, cache, shape, .. } = self;
         cache.reserve(store, tokens).unwrap();
-        cache.append(pool, store, 0, &keys, &values);
-        let positions: Vec<u32> = range.map(|p| p as u32).collect();
-        let mut out = vec![0.0; tokens * shape.heads * shape.tile.value_dim];
-        let mut lse = vec![0.0; tokens * shape.heads];
         let mut scratch = AttentionScratch::new(pool.threads(), shape, CAPACITY);
-        let rows = AttentionRows {
-            queries: &queries,
-            positions: &positions,
-            out: &mut out,
-            log_sum_exp: Some(&mut lse),
-        };
-        attend(pool, store, &Batch(vec![(cache, 0..tokens)], phase), 0, shape, rows, &mut scratch);
-        cache
-            .observe(
-                pool,
-                store,
-                0,
-                StepQueries { shape, phase, queries: &queries, positions: &positions },
-                &lse,
-            )
-            .unwrap();
+        let out = layer_pass(pool, store, &mut [cache], 0, shape, phase, &new, &mut scratch).unwrap();
         cache.commit(pool, store, tokens, phase).unwrap();
         out
     }
