@@ -90,11 +90,6 @@ impl WindowQueries {
         *self = Self::default();
     }
 
-    /// Rows that are kept.
-    pub(crate) fn rows(&self) -> usize {
-        self.positions.len()
-    }
-
     /// The kept queries, `[rows, heads, key_dim]`, and their heads and dimensions.
     pub(crate) fn queries(&self) -> Option<(&[f32], &[u32], AttentionShape)> {
         Some((&self.queries, &self.positions, self.shape?))

@@ -133,11 +133,6 @@ impl OpenCache<'_> {
         &self.head(layer, kv_head).statistics
     }
 
-    /// What was observed of a head's rows, to change.
-    pub fn statistics_mut(&mut self, layer: usize, kv_head: usize) -> &mut RowStatistics {
-        &mut self.layers[layer].heads[kv_head].statistics
-    }
-
     /// The attention that each row of a layer's heads gets from the last `window` queries of the prompt, summed over them:
     /// `[kv_heads][rows]`, or `[heads][rows]` for [`ColumnSums::EachHead`]. Fewer queries if the prompt had fewer, or a method
     /// asked for fewer ([`Evidence::window`](crate::Evidence)).
@@ -146,11 +141,6 @@ impl OpenCache<'_> {
         let (sums, unread) = self.window[layer].sums(self.pool, self.store, heads, window, each);
         self.note(unread);
         sums
-    }
-
-    /// Queries that [`Self::window_sums`] can use at `layer`.
-    pub fn window_rows(&self, layer: usize) -> usize {
-        self.window[layer].rows()
     }
 
     /// The last queries of the prompt at `layer`, `[rows, heads, key_dim]`, rotated, their positions, and heads and dimensions;
@@ -230,13 +220,6 @@ impl OpenCache<'_> {
         }
         let last = head.segments.len() - 1;
         head.segments.insert(last, segment);
-    }
-
-    /// Takes the segment at `index` out of a head, to be changed and put back, or released.
-    pub fn take_segment(&mut self, layer: usize, kv_head: usize, index: usize) -> Segment {
-        let head = &mut self.layers[layer].heads[kv_head];
-        assert!(index + 1 < head.segments.len(), "the growing segment stays");
-        head.segments.remove(index)
     }
 
     /// Gives a segment's blocks back.
