@@ -68,7 +68,7 @@ pub struct Record {
     pub quick: bool,
     /// The model.
     pub model: String,
-    /// The commit that was measured, if known.
+    /// The commit that the program was built from, if known; `-dirty` behind it if the sources had changed since.
     pub commit: Option<String>,
     /// The machine.
     pub machine: Machine,

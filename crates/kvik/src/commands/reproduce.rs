@@ -5,7 +5,6 @@ use std::{
     io::{self, IsTerminal, Write},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    process::Command,
     time::Instant,
 };
 
@@ -132,7 +131,7 @@ fn measure(args: &Args) -> anyhow::Result<Record> {
         setting: experiment.setting().to_owned(),
         quick: args.quick,
         model,
-        commit: commit(),
+        commit: option_env!("KVIK_COMMIT").map(str::to_owned),
         machine: Machine { processor: processor(), threads, isa: Isa::active().to_string() },
         seconds: start.elapsed().as_secs_f64(),
         measurements: results.measurements,
@@ -173,13 +172,6 @@ fn records(folder: &Path) -> anyhow::Result<Vec<Record>> {
     }
     records.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(records)
-}
-
-/// The commit of the checkout that this runs in.
-fn commit() -> Option<String> {
-    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }
 
 /// The processor's name, as the system tells it.
