@@ -18,6 +18,8 @@ pub struct Subject<'a> {
     store: KvStore,
     workspace: Workspace,
     caches: Vec<SequenceCache>,
+    /// Methods act on a whole prompt: a sequence that lacks tokens is then read from its beginning.
+    whole_prompts: bool,
 }
 
 impl<'a> Subject<'a> {
@@ -36,7 +38,7 @@ impl<'a> Subject<'a> {
         let store = KvStore::new(model.kv_shape().clone(), sequences, tokens, PREFILL_CHUNK)?;
         let workspace = model.workspace(pool.threads(), tokens);
         let caches = (0..sequences).map(|_| store.sequence_with(pipeline)).collect::<Result<_, _>>()?;
-        Ok(Self { model, pool, store, workspace, caches })
+        Ok(Self { model, pool, store, workspace, caches, whole_prompts: !pipeline.is_full() })
     }
 
     /// Measures `figure` once, in tokens per second.
@@ -68,7 +70,10 @@ impl<'a> Subject<'a> {
     /// Brings a sequence to `depth` tokens: forgets those behind, computes those that lack, in the engine's chunks.
     fn fill(&mut self, sequence: usize, depth: usize) -> Result<(), ForwardError> {
         let cache = &mut self.caches[sequence];
-        let kept = cache.truncate(&mut self.store, depth);
+        let mut kept = cache.truncate(&mut self.store, depth);
+        if self.whole_prompts && kept < depth {
+            kept = cache.truncate(&mut self.store, 0);
+        }
         let vocabulary = self.model.config().vocabulary;
         let tokens: Vec<u32> = (kept..depth).map(|position| token(sequence, position, vocabulary)).collect();
         let mut chunks = tokens.chunks(PREFILL_CHUNK).peekable();
