@@ -47,8 +47,10 @@ unsafe fn fold_rows<const R: usize>(
     partials: &mut Partials<'_>,
     first: usize,
 ) {
-    let visible: [u64; R] =
-        std::array::from_fn(|r| tile.visible(queries.reach, queries.positions[first + r]));
+    let mut visible = [0u64; R];
+    for r in 0..R {
+        visible[r] = tile.visible(queries.reach, queries.positions[first + r]);
+    }
     if visible.iter().all(|&bits| bits == 0) {
         return;
     }
@@ -88,9 +90,10 @@ unsafe fn fold_rows<const R: usize>(
         // of bf16 for each pair of tokens.
         unsafe {
             let acc = partials.acc.as_mut_ptr().add(first * stride + dim);
-            let mut sums: [__m256; R] = std::array::from_fn(|r| {
-                _mm256_mul_ps(_mm256_loadu_ps(acc.add(r * stride)), _mm256_set1_ps(rescale[r]))
-            });
+            let mut sums = [_mm256_setzero_ps(); R];
+            for r in 0..R {
+                sums[r] = _mm256_mul_ps(_mm256_loadu_ps(acc.add(r * stride)), _mm256_set1_ps(rescale[r]));
+            }
             for pair in 0..tile.len.div_ceil(2) {
                 let values = tile.values.as_ptr().add((pair * stride + dim) * 2);
                 let (even, odd) = widen(_mm256_loadu_si256(values.cast()));
@@ -121,7 +124,10 @@ unsafe fn score_rows<const R: usize>(
     let pairs = shape.key_pairs();
 
     let mut scores = [[0f32; TILE_TOKENS]; R];
-    let query: [&[u32]; R] = std::array::from_fn(|r| &queries.packed[(first + r) * pairs..][..pairs]);
+    let mut query = [&[][..]; R];
+    for r in 0..R {
+        query[r] = &queries.packed[(first + r) * pairs..][..pairs];
+    }
     for group in 0..tile.len.div_ceil(GROUP_TOKENS) {
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
         for pair in 0..pairs {

@@ -6,6 +6,9 @@
 //! Tiles lie apart in memory, and each begins with a cold page that the processor's own prefetcher does not foresee. So
 //! the first row group fetches ahead: a tile's values while it goes over the keys, the next tile's keys while it goes
 //! over the values; of an encoded tile, which is decoded whole before it is folded, what is encoded of the next one.
+//!
+//! Vectors are filled by loops: a closure that `std::array::from_fn` calls is compiled with these features, `from_fn` without, so
+//! whether the one is inlined into the other hangs on the order in which the compiler comes by.
 
 use std::arch::x86_64::*;
 
@@ -72,7 +75,10 @@ unsafe fn fold_rows<const R: usize>(
         if visible[r] == 0 {
             continue;
         }
-        let masks: [__mmask16; VECTORS] = std::array::from_fn(|v| (visible[r] >> (16 * v)) as u16);
+        let mut masks: [__mmask16; VECTORS] = [0; VECTORS];
+        for v in 0..VECTORS {
+            masks[v] = (visible[r] >> (16 * v)) as u16;
+        }
         if let Some(bias) = tile.bias {
             for v in 0..VECTORS {
                 // SAFETY: a bias slice has TILE_TOKENS entries.
@@ -157,8 +163,10 @@ unsafe fn score_rows<const R: usize>(
         ahead.fetch();
         // SAFETY: `keys` has VECTORS groups of `pairs` × 16 i32, and `query` has `pairs` i32 per row.
         unsafe {
-            let key: [__m512i; VECTORS] =
-                std::array::from_fn(|v| _mm512_loadu_si512(keys.add((v * pairs + pair) * 16).cast()));
+            let mut key = [_mm512_setzero_si512(); VECTORS];
+            for v in 0..VECTORS {
+                key[v] = _mm512_loadu_si512(keys.add((v * pairs + pair) * 16).cast());
+            }
             for r in 0..R {
                 let q = bf16(_mm512_set1_epi32(*query.add((first + r) * pairs + pair)));
                 for v in 0..VECTORS {
@@ -308,16 +316,20 @@ unsafe fn mix<const R: usize, const W: usize>(
 ) {
     // SAFETY: all offsets stay inside what the caller vouches for.
     unsafe {
-        let mut sums: [[__m512; W]; R] = std::array::from_fn(|r| {
-            std::array::from_fn(|w| {
-                _mm512_mul_ps(_mm512_loadu_ps(acc.add(r * stride + 16 * w)), _mm512_set1_ps(rescale[r]))
-            })
-        });
+        let mut sums = [[_mm512_setzero_ps(); W]; R];
+        for r in 0..R {
+            for w in 0..W {
+                let before = _mm512_loadu_ps(acc.add(r * stride + 16 * w));
+                sums[r][w] = _mm512_mul_ps(before, _mm512_set1_ps(rescale[r]));
+            }
+        }
         let pairs = tokens.div_ceil(2);
         for pair in 0..pairs {
             ahead.fetch();
-            let value: [__m512i; W] =
-                std::array::from_fn(|w| _mm512_loadu_si512(values.add(pair * stride + 16 * w).cast()));
+            let mut value = [_mm512_setzero_si512(); W];
+            for w in 0..W {
+                value[w] = _mm512_loadu_si512(values.add(pair * stride + 16 * w).cast());
+            }
             for r in 0..R {
                 let weight = bf16(_mm512_set1_epi32(weights[r][pair]));
                 for w in 0..W {

@@ -79,9 +79,12 @@ pub(super) fn weigh(
             scaled[BLOCK_ROWS + row].set(_mm512_setzero_si512());
             continue;
         }
-        let masks: [__mmask16; VECTORS] =
-            std::array::from_fn(|v| (visible[row] >> (GROUP_TOKENS * v)) as u16);
-        let mut score: [__m512; VECTORS] = std::array::from_fn(|v| scores[v * BLOCK_ROWS + row].floats());
+        let mut masks: [__mmask16; VECTORS] = [0; VECTORS];
+        let mut score = [_mm512_setzero_ps(); VECTORS];
+        for v in 0..VECTORS {
+            masks[v] = (visible[row] >> (GROUP_TOKENS * v)) as u16;
+            score[v] = scores[v * BLOCK_ROWS + row].floats();
+        }
         if let Some([keys, _]) = scales {
             for v in 0..VECTORS {
                 score[v] = _mm512_mul_ps(score[v], keys[v]);
@@ -104,8 +107,10 @@ pub(super) fn weigh(
             moved = true;
         }
         let reference = _mm512_set1_ps(*reference);
-        let weight = |v: usize| _mm512_maskz_mov_ps(masks[v], exp2(_mm512_sub_ps(score[v], reference)));
-        let weight: [__m512; VECTORS] = std::array::from_fn(weight);
+        let mut weight = [_mm512_setzero_ps(); VECTORS];
+        for v in 0..VECTORS {
+            weight[v] = _mm512_maskz_mov_ps(masks[v], exp2(_mm512_sub_ps(score[v], reference)));
+        }
         weights[row].set(pack(weight[0], weight[1]));
         weights[BLOCK_ROWS + row].set(pack(weight[2], weight[3]));
         if let Some([_, values]) = scales {
@@ -122,8 +127,12 @@ pub(super) fn weigh(
 #[inline]
 fn vectors(numbers: &[f32]) -> [__m512; VECTORS] {
     let numbers = &numbers[..TILE_TOKENS];
-    // SAFETY: the slice holds all vectors.
-    std::array::from_fn(|v| unsafe { _mm512_loadu_ps(numbers.as_ptr().add(GROUP_TOKENS * v)) })
+    let mut all = [_mm512_setzero_ps(); VECTORS];
+    for (v, vector) in all.iter_mut().enumerate() {
+        // SAFETY: the slice holds all vectors.
+        *vector = unsafe { _mm512_loadu_ps(numbers.as_ptr().add(GROUP_TOKENS * v)) };
+    }
+    all
 }
 
 /// Multiplies a block's sums, tiles `[32 rows][16]`, by the factors of their rows.

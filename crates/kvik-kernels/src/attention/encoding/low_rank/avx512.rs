@@ -91,13 +91,14 @@ impl Part {
         for pair in 0..self.pairs {
             // SAFETY: `pair` is one of the pairs of the directions and of each row's coefficients.
             unsafe {
-                let directions: [__m512i; V] = std::array::from_fn(|v| {
-                    _mm512_loadu_si512(directions.add(pair * self.stride + v * LANES).cast())
-                });
-                for (r, sums) in sums.iter_mut().enumerate() {
+                let mut d = [_mm512_setzero_si512(); V];
+                for v in 0..V {
+                    d[v] = _mm512_loadu_si512(directions.add(pair * self.stride + v * LANES).cast());
+                }
+                for r in 0..R {
                     let c = _mm512_set1_epi32(coefficients.add(r * self.pairs + pair).read_unaligned());
-                    for (sum, &d) in sums.iter_mut().zip(&directions) {
-                        *sum = _mm512_dpbf16_ps(*sum, bf16(c), bf16(d));
+                    for v in 0..V {
+                        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], bf16(c), bf16(d[v]));
                     }
                 }
             }
