@@ -9,14 +9,14 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::AcqRel},
 };
 
-#[cfg(target_arch = "x86_64")]
-use super::amx::Blocks;
 use super::{
     Partials, Queries, Reach, StoredTile, TileBuffer, TileShape, fold,
     items::{Item, Items, Kernel, SequenceRows, least_items},
     pack_query,
     scratch::{AttentionScratch, DisjointRows, PackedRows, ThreadScratch},
 };
+#[cfg(target_arch = "x86_64")]
+use super::{amx::Blocks, fold_coded};
 use crate::{Isa, Phase, ThreadPool, disjoint::Disjoint};
 
 /// Query rows of an item up to which it may be cut along the cache.
@@ -208,7 +208,7 @@ impl Call<'_> {
         let spans = self.spans(item.sequence, item.kv_head, item.kernel);
         let ThreadScratch { packed, piece, total, decoded } = scratch;
         #[cfg(target_arch = "x86_64")]
-        if item.kernel != Kernel::Rows && spans.len() == 1 {
+        if item.kernel.in_blocks() && spans.len() == 1 {
             // To merge a single piece would change nothing.
             self.fold_blocks(item, spans.start, next, &mut packed.blocks, decoded);
             // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
@@ -231,7 +231,7 @@ impl Call<'_> {
     fn pack(&self, item: &Item, packed: &mut PackedRows) {
         let (group, dim, pairs) = (self.shape.group(), self.shape.tile.key_dim, self.shape.tile.key_pairs());
         #[cfg(target_arch = "x86_64")]
-        if item.kernel != Kernel::Rows {
+        if item.kernel.in_blocks() {
             packed.blocks.begin(item.rows.len() * group, self.shape.tile, self.shape.reach);
         }
         for (token, row) in item.rows.clone().enumerate() {
@@ -240,16 +240,16 @@ impl Call<'_> {
                 let query = &self.queries[(row * self.shape.heads + head) * dim..][..dim];
                 let (slot, position) = (token * group + member, self.positions[row]);
                 match item.kernel {
-                    Kernel::Rows => {
-                        let pairs = slot * pairs..(slot + 1) * pairs;
-                        pack_query(query, self.shape.scale, &mut packed.pairs[pairs]);
-                        packed.positions[slot] = position;
-                    }
                     // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
                     #[cfg(target_arch = "x86_64")]
                     Kernel::Blocks(_) => unsafe {
                         packed.blocks.pack(slot, position, query, self.shape.scale)
                     },
+                    _ => {
+                        let pairs = slot * pairs..(slot + 1) * pairs;
+                        pack_query(query, self.shape.scale, &mut packed.pairs[pairs]);
+                        packed.positions[slot] = position;
+                    }
                 }
             }
         }
@@ -267,7 +267,7 @@ impl Call<'_> {
     ) {
         let rows = partial.max.len();
         #[cfg(target_arch = "x86_64")]
-        if item.kernel != Kernel::Rows {
+        if item.kernel.in_blocks() {
             self.fold_blocks(item, span, next, &mut packed.blocks, decoded);
             for row in 0..rows {
                 // SAFETY: the kernel exists on processors with AMX and AVX-512 only.
@@ -284,6 +284,12 @@ impl Call<'_> {
         let mut tiles = self.tiles(item, span).peekable();
         while let Some(tile) = tiles.next() {
             let ahead = tile.ahead(tiles.peek().or(next.as_ref()));
+            #[cfg(target_arch = "x86_64")]
+            if item.kernel == Kernel::Codes {
+                let tile = tile.coded(self.shape.tile, decoded);
+                fold_coded(self.isa, self.shape.tile, &queries, &tile, ahead, partial);
+                continue;
+            }
             let tile = tile.decode(self.shape.tile, decoded);
             fold(self.isa, self.shape.tile, &queries, &tile, ahead, partial);
         }

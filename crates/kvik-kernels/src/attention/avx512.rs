@@ -12,18 +12,23 @@
 
 use std::arch::x86_64::*;
 
-use super::{Partials, Queries, TILE_TOKENS, Tile, TileShape};
+use super::{Partials, Queries, TILE_TOKENS, Tile, TileShape, encoding::Codes};
 
 /// Vectors of 16 that a tile's tokens fill.
 const VECTORS: usize = TILE_TOKENS / 16;
 
+/// Keys and values that are in codes: the tile does not have them.
+type Coded<'a> = [Option<Codes<'a>>; 2];
+
 /// # Safety
-/// The processor must have the features below, and the slices the shapes that [`super::fold`] checks.
+/// The processor must have the features below, and the slices and codes the shapes that [`super::fold`] and
+/// [`super::fold_coded`] check.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(super) unsafe fn fold(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
+    coded: Coded<'_>,
     ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
 ) {
@@ -33,10 +38,10 @@ pub(super) unsafe fn fold(
         // SAFETY: the same contract as this function's; `row + R <= rows` in every arm.
         unsafe {
             match rows - row {
-                1 => fold_rows::<1>(shape, queries, tile, ahead, partials, row),
-                2 => fold_rows::<2>(shape, queries, tile, ahead, partials, row),
-                3 => fold_rows::<3>(shape, queries, tile, ahead, partials, row),
-                _ => fold_rows::<4>(shape, queries, tile, ahead, partials, row),
+                1 => fold_rows::<1>(shape, queries, tile, &coded, ahead, partials, row),
+                2 => fold_rows::<2>(shape, queries, tile, &coded, ahead, partials, row),
+                3 => fold_rows::<3>(shape, queries, tile, &coded, ahead, partials, row),
+                _ => fold_rows::<4>(shape, queries, tile, &coded, ahead, partials, row),
             }
         }
         row += 4;
@@ -52,6 +57,7 @@ unsafe fn fold_rows<const R: usize>(
     shape: TileShape,
     queries: &Queries<'_>,
     tile: &Tile<'_>,
+    coded: &Coded<'_>,
     ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
     first: usize,
@@ -66,38 +72,47 @@ unsafe fn fold_rows<const R: usize>(
 
     let ahead = if first == 0 { ahead } else { [&[][..]; 2] };
     // SAFETY: the caller's promise.
-    let mut scores = unsafe { score_rows::<R>(shape, queries, tile, first, ahead[0]) };
+    let mut scores = unsafe {
+        match &coded[0] {
+            None => score_rows::<R>(shape, queries, tile, first, ahead[0]),
+            Some(codes) => score_codes::<R>(codes, queries, tile, first, ahead[0]),
+        }
+    };
 
-    // Softmax of the tile: weights as bf16 pairs of tokens, and the factor that rescales what came before.
-    let mut weights = [[0i32; TILE_TOKENS / 2]; R];
-    let mut rescale = [1.0f32; R];
+    // Softmax of the tile, step by step for all rows, whose chains of operations so overlap.
+    let mut masks: [[__mmask16; VECTORS]; R] = [[0; VECTORS]; R];
+    let mut max = [0.0f32; R];
     for r in 0..R {
-        if visible[r] == 0 {
-            continue;
-        }
-        let mut masks: [__mmask16; VECTORS] = [0; VECTORS];
-        for v in 0..VECTORS {
-            masks[v] = (visible[r] >> (16 * v)) as u16;
-        }
-        if let Some(bias) = tile.bias {
-            for v in 0..VECTORS {
-                // SAFETY: a bias slice has TILE_TOKENS entries.
-                scores[r][v] =
-                    _mm512_add_ps(scores[r][v], unsafe { _mm512_loadu_ps(bias.as_ptr().add(16 * v)) });
-            }
-        }
         let before = partials.max[first + r];
-        let mut max = _mm512_set1_ps(before);
+        let mut largest = _mm512_set1_ps(before);
         for v in 0..VECTORS {
-            max = _mm512_mask_max_ps(max, masks[v], max, scores[r][v]);
+            masks[r][v] = (visible[r] >> (16 * v)) as u16;
+            if let Some(bias) = tile.bias {
+                // SAFETY: a bias slice has TILE_TOKENS entries.
+                let bias = unsafe { _mm512_loadu_ps(bias.as_ptr().add(16 * v)) };
+                scores[r][v] = _mm512_add_ps(scores[r][v], bias);
+            }
+            largest = _mm512_mask_max_ps(largest, masks[r][v], largest, scores[r][v]);
         }
-        let max = _mm512_reduce_max_ps(max);
-        rescale[r] = exp_one(before - max);
+        max[r] = _mm512_reduce_max_ps(largest);
+    }
+    // What rescales what came before: one for a row that sees nothing.
+    let mut rescale = [0.0f32; 16];
+    for r in 0..R {
+        rescale[r] = partials.max[first + r] - max[r];
+        partials.max[first + r] = max[r];
+    }
+    // SAFETY: the array has the numbers of a vector.
+    unsafe { _mm512_storeu_ps(rescale.as_mut_ptr(), exp(_mm512_loadu_ps(rescale.as_ptr()))) };
+
+    // Weights as bf16 pairs of tokens.
+    let mut weights = [[0i32; TILE_TOKENS / 2]; R];
+    for r in 0..R {
         let mut sum = _mm512_setzero_ps();
         for v in (0..VECTORS).step_by(2) {
             let weight = |v: usize| {
-                let shifted = _mm512_sub_ps(scores[r][v], _mm512_set1_ps(max));
-                _mm512_maskz_mov_ps(masks[v], exp(shifted))
+                let shifted = _mm512_sub_ps(scores[r][v], _mm512_set1_ps(max[r]));
+                _mm512_maskz_mov_ps(masks[r][v], exp(shifted))
             };
             let (low, high) = (weight(v), weight(v + 1));
             // The rounded weights are summed, so that a row's weights add up to one exactly.
@@ -114,12 +129,18 @@ unsafe fn fold_rows<const R: usize>(
             // SAFETY: `weights[r]` has 32 entries and `v` is 0 or 2: 16 are written from 0 or 16 on.
             unsafe { _mm512_storeu_si512(weights[r].as_mut_ptr().add(8 * v).cast(), mixed) };
         }
-        partials.max[first + r] = max;
         partials.sum[first + r] = partials.sum[first + r] * rescale[r] + _mm512_reduce_add_ps(sum);
     }
 
     // Values: one 64-byte load holds 16 dims of a pair of tokens; the pair's weights are broadcast.
     let stride = shape.value_stride();
+    if let Some(codes) = &coded[1] {
+        // SAFETY: the accumulators have a row for each query row, the codes as many vectors as such a row.
+        unsafe {
+            mix_codes(codes, &weights, &rescale, partials.acc.as_mut_ptr().add(first * stride), ahead[1])
+        }
+        return;
+    }
     let values = tile.values.as_ptr().cast::<i32>();
     let acc = partials.acc.as_mut_ptr();
     let mut ahead = Ahead::new(ahead[1], tile.len.div_ceil(2) * (stride / 64 + stride % 64 / 16));
@@ -175,16 +196,46 @@ unsafe fn score_rows<const R: usize>(
             }
         }
     }
-    if let Some(scales) = tile.scales {
-        for v in 0..VECTORS {
-            // SAFETY: scales have TILE_TOKENS entries.
-            let scale = unsafe { _mm512_loadu_ps(scales.keys.as_ptr().add(16 * v)) };
-            for scores in &mut scores {
-                scores[v] = _mm512_mul_ps(scores[v], scale);
-            }
+    apply_lengths(tile, &mut scores);
+    scores
+}
+
+/// The same of keys in codes.
+///
+/// # Safety
+/// As [`fold_rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn score_codes<const R: usize>(
+    keys: &Codes<'_>,
+    queries: &Queries<'_>,
+    tile: &Tile<'_>,
+    first: usize,
+    ahead: &[u8],
+) -> [[__m512; VECTORS]; R] {
+    let pairs = queries.packed.len() / queries.positions.len();
+    let mut rows = [queries.packed.as_ptr().cast(); R];
+    for r in 0..R {
+        rows[r] = queries.packed[(first + r) * pairs..].as_ptr().cast();
+    }
+    let mut ahead = Ahead::new(ahead, keys.between());
+    // SAFETY: a query has a pair for each pair of dims.
+    let mut scores = unsafe { keys.products(rows, 0, &mut || ahead.fetch()) };
+    apply_lengths(tile, &mut scores);
+    scores
+}
+
+/// Multiplies scores with the lengths of keys that are stored as directions.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn apply_lengths<const R: usize>(tile: &Tile<'_>, scores: &mut [[__m512; VECTORS]; R]) {
+    let Some(scales) = tile.scales else { return };
+    for v in 0..VECTORS {
+        // SAFETY: scales have TILE_TOKENS entries.
+        let scale = unsafe { _mm512_loadu_ps(scales.keys.as_ptr().add(16 * v)) };
+        for scores in &mut *scores {
+            scores[v] = _mm512_mul_ps(scores[v], scale);
         }
     }
-    scores
 }
 
 /// See [`super::scores`].
@@ -307,7 +358,7 @@ impl<'a> Ahead<'a> {
 #[inline]
 unsafe fn mix<const R: usize, const W: usize>(
     weights: &[[i32; TILE_TOKENS / 2]; R],
-    rescale: &[f32; R],
+    rescale: &[f32; 16],
     tokens: usize,
     values: *const i32,
     acc: *mut f32,
@@ -345,6 +396,39 @@ unsafe fn mix<const R: usize, const W: usize>(
     }
 }
 
+/// `acc = acc · rescale + Σ weight · value` for `R` rows, of values in codes; `ahead` is fetched meanwhile.
+///
+/// # Safety
+/// `acc` points to `R` rows of as many vectors as the codes have.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn mix_codes<const R: usize>(
+    values: &Codes<'_>,
+    weights: &[[i32; TILE_TOKENS / 2]; R],
+    rescale: &[f32; 16],
+    acc: *mut f32,
+    ahead: &[u8],
+) {
+    let vectors = values.vectors();
+    let mut ahead = Ahead::new(ahead, vectors / VECTORS * values.between());
+    let mut rows = [weights[0].as_ptr(); R];
+    for r in 0..R {
+        rows[r] = weights[r].as_ptr();
+    }
+    for first in (0..vectors).step_by(VECTORS) {
+        // SAFETY: weights have a pair for each pair of tokens; the vectors are inside the codes' and the rows'.
+        unsafe {
+            let sums = values.products(rows, first, &mut || ahead.fetch());
+            for r in 0..R {
+                for v in 0..VECTORS {
+                    let acc = acc.add((r * vectors + first + v) * 16);
+                    let before = _mm512_loadu_ps(acc);
+                    _mm512_storeu_ps(acc, _mm512_fmadd_ps(before, _mm512_set1_ps(rescale[r]), sums[r][v]));
+                }
+            }
+        }
+    }
+}
+
 /// Two vectors as bf16, rounded to nearest, the first in the lower half.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
@@ -375,10 +459,4 @@ fn exp(x: __m512) -> __m512 {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     }
     _mm512_scalef_ps(p, n)
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn exp_one(x: f32) -> f32 {
-    _mm512_cvtss_f32(exp(_mm512_set1_ps(x)))
 }

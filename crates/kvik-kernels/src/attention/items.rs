@@ -10,6 +10,9 @@ use crate::{Isa, Phase};
 pub(super) enum Kernel {
     /// A few rows at a time, by [`super::fold`].
     Rows,
+    /// The same, with codes where they lie ([`super::fold_coded`]): for so few rows that to decode them costs more than it gains.
+    #[cfg(target_arch = "x86_64")]
+    Codes,
     /// By the tile unit, in blocks.
     #[cfg(target_arch = "x86_64")]
     Blocks(Phase),
@@ -20,8 +23,18 @@ impl Kernel {
         match (isa, phase) {
             #[cfg(target_arch = "x86_64")]
             (Isa::Amx, phase) => Self::Blocks(phase),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, Phase::Decode) => Self::Codes,
             _ => Self::Rows,
         }
+    }
+
+    /// True for the tile unit.
+    pub(super) fn in_blocks(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self, Self::Blocks(_));
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
     }
 
     /// Tiles that are folded into one partial before it is merged.

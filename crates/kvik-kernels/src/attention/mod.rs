@@ -48,6 +48,8 @@ pub use encoding::{Affine, LowRank, codec};
 pub use rotary::{PairLayout, Rotary, Turns};
 pub use scores::scores;
 pub use scratch::AttentionScratch;
+#[cfg(target_arch = "x86_64")]
+use stored::CodedTile;
 pub use stored::{Codec, PlaneKind, StoredPlane, StoredTile, TileBuffer};
 pub use tile::{Positions, RowScales, TILE_TOKENS, Tile, TileShape, from_bf16, to_bf16};
 
@@ -162,11 +164,7 @@ pub fn fold(
     ahead: [&[u8]; 2],
     partials: &mut Partials<'_>,
 ) {
-    let rows = queries.positions.len();
-    assert_eq!(queries.packed.len(), rows * shape.key_pairs());
-    assert_eq!(partials.max.len(), rows);
-    assert_eq!(partials.sum.len(), rows);
-    assert_eq!(partials.acc.len(), rows * shape.value_stride());
+    check_rows(shape, queries, partials);
     tile.check(shape);
     match isa {
         Isa::Scalar => scalar::fold(shape, queries, tile, partials),
@@ -177,7 +175,7 @@ pub fn fold(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe {
-            avx512::fold(shape, queries, tile, ahead, partials)
+            avx512::fold(shape, queries, tile, Default::default(), ahead, partials)
         },
         #[cfg(not(target_arch = "x86_64"))]
         _ => {
@@ -185,4 +183,37 @@ pub fn fold(
             scalar::fold(shape, queries, tile, partials)
         }
     }
+}
+
+/// Folds a tile some planes of which are in codes.
+///
+/// # Panics
+/// As [`fold`]; and if the processor has no AVX-512.
+#[cfg(target_arch = "x86_64")]
+fn fold_coded(
+    isa: Isa,
+    shape: TileShape,
+    queries: &Queries<'_>,
+    coded: &CodedTile<'_>,
+    ahead: [&[u8]; 2],
+    partials: &mut Partials<'_>,
+) {
+    let CodedTile { tile, keys, values } = coded;
+    check_rows(shape, queries, partials);
+    assert!(isa >= Isa::Avx512);
+    assert!(keys.is_some() || tile.keys.len() == shape.key_len());
+    assert!(
+        values.map_or(tile.values.len() == shape.value_len(), |v| v.vectors() * 16 == shape.value_stride())
+    );
+    tile.check_columns();
+    // SAFETY: an `Isa` above Scalar only exists on a processor that has it, and all shapes were checked.
+    unsafe { avx512::fold(shape, queries, tile, [*keys, *values], ahead, partials) }
+}
+
+fn check_rows(shape: TileShape, queries: &Queries<'_>, partials: &Partials<'_>) {
+    let rows = queries.positions.len();
+    assert_eq!(queries.packed.len(), rows * shape.key_pairs());
+    assert_eq!(partials.max.len(), rows);
+    assert_eq!(partials.sum.len(), rows);
+    assert_eq!(partials.acc.len(), rows * shape.value_stride());
 }

@@ -104,7 +104,7 @@ impl AttentionScratch {
             pairs.resize(pairs.len().max(few * shape.tile.key_pairs()), 0);
             positions.resize(positions.len().max(few), 0);
             #[cfg(target_arch = "x86_64")]
-            if best != Kernel::Rows {
+            if best.in_blocks() {
                 thread.packed.blocks.reserve(rows, shape.tile);
             }
             thread.piece.resize(rows, stride);

@@ -8,8 +8,10 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::encoding::Codes;
 use super::{
-    Tile, TileShape,
+    Affine, TILE_TOKENS, Tile, TileShape,
     rotary::{Rotary, Turns},
     tile::{Positions, RowScales},
 };
@@ -43,6 +45,11 @@ pub trait Codec: Send + Sync + std::fmt::Debug {
     /// Decodes rows `0..rows` of `block` into `out`, in the kernels' layout ([`TileShape`]); other rows of `out` may be
     /// overwritten with any finite numbers.
     fn decode(&self, plane: PlaneKind, dim: usize, rows: usize, block: &[u8], out: &mut [u16]);
+
+    /// This codec, if it makes affine codes: kernels multiply with those where they lie.
+    fn affine(&self) -> Option<Affine> {
+        None
+    }
 
     /// Decodes `rows` of `block` into `out`, `[rows, dim]`: for reading a few rows of a tile. Worth writing where that is cheaper
     /// than decoding the tile.
@@ -95,6 +102,15 @@ pub struct StoredTile<'a> {
     pub shifts: Option<(&'a Turns, &'a [u32])>,
 }
 
+/// A tile of which some planes stay in codes.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct CodedTile<'a> {
+    /// What is not in codes. The keys or values that are, it does not have.
+    pub(super) tile: Tile<'a>,
+    pub(super) keys: Option<Codes<'a>>,
+    pub(super) values: Option<Codes<'a>>,
+}
+
 /// Space for one decoded tile.
 #[derive(Default)]
 pub struct TileBuffer {
@@ -131,32 +147,53 @@ impl<'a> From<Tile<'a>> for StoredTile<'a> {
 impl<'a> StoredTile<'a> {
     /// The tile in bf16: borrowed where it is stored so, decoded into `buffer` otherwise.
     pub fn decode(&self, shape: TileShape, buffer: &'a mut TileBuffer) -> Tile<'a> {
-        let Self { len, positions, bias, scales, rotation, .. } = *self;
-        let TileBuffer { keys: key_buffer, values: value_buffer } = buffer;
-        let shifts = self.shifts.filter(|(_, by)| by[..len].iter().any(|&by| by > 0));
-        let keys = match (self.keys, rotation, shifts) {
-            (StoredPlane::Rows(keys), None, None) => keys,
-            (plane, ..) => {
-                let keys = key_buffer.numbers(shape.key_len());
-                plane.decode(PlaneKind::Keys, shape, len, keys);
-                if let Some(rotary) = rotation {
-                    rotary.rotate_tile(shape, len, positions, keys);
-                }
-                if let Some((turns, by)) = shifts {
-                    turns.turn_tile(shape, &by[..len], keys);
-                }
-                keys
-            }
-        };
-        let values = match self.values {
-            StoredPlane::Rows(values) => values,
-            plane => {
-                let values = value_buffer.numbers(shape.value_len());
-                plane.decode(PlaneKind::Values, shape, len, values);
-                values
-            }
-        };
+        let Self { len, positions, bias, scales, .. } = *self;
+        let TileBuffer { keys, values } = buffer;
+        let (keys, values) = (self.decode_keys(shape, keys), self.decode_values(shape, values));
         Tile { keys, values, len, positions, bias, scales }
+    }
+
+    /// The same, but planes that kernels can multiply with in their codes stay as they are.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn coded(&self, shape: TileShape, buffer: &'a mut TileBuffer) -> CodedTile<'a> {
+        let Self { len, positions, bias, scales, .. } = *self;
+        let turned = self.rotation.is_some() || self.shifts().is_some();
+        let coded_keys = if turned { None } else { self.keys.codes(PlaneKind::Keys, shape, len) };
+        let coded_values = self.values.codes(PlaneKind::Values, shape, len);
+        let keys = if coded_keys.is_some() { &[] } else { self.decode_keys(shape, &mut buffer.keys) };
+        let values = if coded_values.is_some() { &[] } else { self.decode_values(shape, &mut buffer.values) };
+        let tile = Tile { keys, values, len, positions, bias, scales };
+        CodedTile { tile, keys: coded_keys, values: coded_values }
+    }
+
+    /// By how many positions keys are seen further along, if any is.
+    fn shifts(&self) -> Option<(&'a Turns, &'a [u32])> {
+        self.shifts.filter(|(_, by)| by[..self.len].iter().any(|&by| by > 0))
+    }
+
+    fn decode_keys(&self, shape: TileShape, buffer: &'a mut PlaneBuffer) -> &'a [u16] {
+        let shifts = self.shifts();
+        if let (StoredPlane::Rows(keys), None, None) = (self.keys, self.rotation, shifts) {
+            return keys;
+        }
+        let keys = buffer.numbers(shape.key_len());
+        self.keys.decode(PlaneKind::Keys, shape, self.len, keys);
+        if let Some(rotary) = self.rotation {
+            rotary.rotate_tile(shape, self.len, self.positions, keys);
+        }
+        if let Some((turns, by)) = shifts {
+            turns.turn_tile(shape, &by[..self.len], keys);
+        }
+        keys
+    }
+
+    fn decode_values(&self, shape: TileShape, buffer: &'a mut PlaneBuffer) -> &'a [u16] {
+        if let StoredPlane::Rows(values) = self.values {
+            return values;
+        }
+        let values = buffer.numbers(shape.value_len());
+        self.values.decode(PlaneKind::Values, shape, self.len, values);
+        values
     }
 
     /// What to bring into the cache while the kernels go over the tile's keys, and what while they go over its values, if `next`
@@ -204,6 +241,17 @@ impl<'a> StoredPlane<'a> {
                 std::slice::from_raw_parts(rows.as_ptr().cast(), size_of_val(rows))
             },
             Self::Encoded { block, .. } => block,
+        }
+    }
+
+    /// The codes of a plane that is full of them.
+    #[cfg(target_arch = "x86_64")]
+    fn codes(self, plane: PlaneKind, shape: TileShape, len: usize) -> Option<Codes<'a>> {
+        match self {
+            Self::Encoded { codec, block, rows, .. } if rows.min(len) == TILE_TOKENS => {
+                codec.affine()?.codes(plane, shape.plane(plane).0, block)
+            }
+            _ => None,
         }
     }
 

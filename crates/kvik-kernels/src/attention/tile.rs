@@ -197,6 +197,11 @@ impl Tile<'_> {
     pub(super) fn check(&self, shape: TileShape) {
         assert_eq!(self.keys.len(), shape.key_len());
         assert_eq!(self.values.len(), shape.value_len());
+        self.check_columns();
+    }
+
+    /// Checks what there is one of for each token.
+    pub(super) fn check_columns(&self) {
         assert!(self.len <= TILE_TOKENS);
         assert!(self.bias.is_none_or(|bias| bias.len() == TILE_TOKENS));
         if let Some(RowScales { keys, values }) = self.scales {

@@ -10,6 +10,8 @@ mod low_rank;
 use std::sync::Arc;
 
 pub use affine::Affine;
+#[cfg(target_arch = "x86_64")]
+pub(super) use affine::Codes;
 pub use low_rank::LowRank;
 
 use super::Codec;

@@ -20,6 +20,7 @@ const SERIES: usize = 16;
 pub(super) const CODES: usize = 64;
 
 /// The lines of a plane.
+#[derive(Clone, Copy)]
 pub(super) struct Lines {
     pub(super) bits: usize,
     /// Pairs of series.

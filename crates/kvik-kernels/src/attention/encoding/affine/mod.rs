@@ -15,9 +15,13 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod codes;
 mod lines;
 mod scalar;
 
+#[cfg(target_arch = "x86_64")]
+pub(in crate::attention) use self::codes::Codes;
 use self::lines::Lines;
 use crate::{
     Isa,
@@ -57,6 +61,12 @@ impl Affine {
     /// The same codec, which decodes by the instructions of `isa`.
     pub fn on(self, isa: Isa) -> Self {
         Self { isa: isa.min(Isa::detect()), ..self }
+    }
+
+    /// A full plane in these codes, if kernels can multiply with them as they are.
+    #[cfg(target_arch = "x86_64")]
+    pub(in crate::attention) fn codes(self, plane: PlaneKind, dim: usize, block: &[u8]) -> Option<Codes<'_>> {
+        Codes::new(self, plane, dim, block)
     }
 
     /// The largest code.
@@ -133,6 +143,10 @@ impl Codec for Affine {
                 }
             }
         }
+    }
+
+    fn affine(&self) -> Option<Affine> {
+        Some(*self)
     }
 
     fn decode(&self, plane: PlaneKind, dim: usize, rows: usize, block: &[u8], out: &mut [u16]) {
