@@ -2,7 +2,7 @@
 //!
 //! Each is a [`Codec`](super::Codec): it says how many bytes a plane of a tile takes, encodes whole groups of rows, and decodes
 //! a tile into the layout that the kernels fold. What counts is the decoding, because every query pays for it; blocks are laid
-//! out for it.
+//! out for it. Affine codes need none of it where few rows attend to them: see [`Affine`]'s module.
 
 mod affine;
 mod low_rank;

@@ -11,7 +11,8 @@
 //!
 //! # Layout
 //! A block holds the ranges of all groups, `[group along the lanes][series]`, then the codes, in the order in which they are
-//! decoded: see [`Lines`], which makes one thing of keys by channel and values by token.
+//! decoded: see [`Lines`], which makes one thing of keys by channel and values by token. Prompts decode a tile once for their many
+//! rows; a decoded token's few rows multiply with the codes themselves (`codes`, AVX-512).
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
