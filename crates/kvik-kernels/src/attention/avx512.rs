@@ -12,7 +12,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Partials, Queries, TILE_TOKENS, Tile, TileShape, encoding::Codes};
+use super::{Partials, Queries, TILE_TOKENS, Tile, TileShape, encoding::Codes, exp2::exp2};
 
 /// Vectors of 16 that a tile's tokens fill.
 const VECTORS: usize = TILE_TOKENS / 16;
@@ -107,19 +107,18 @@ unsafe fn fold_rows<const R: usize>(
 
     // Weights as bf16 pairs of tokens.
     let mut weights = [[0i32; TILE_TOKENS / 2]; R];
+    let (log2_e, ones) = (_mm512_set1_ps(std::f32::consts::LOG2_E), _mm512_set1_epi32(0x3f80_3f80));
     for r in 0..R {
+        let reference = _mm512_set1_ps(max[r] * std::f32::consts::LOG2_E);
         let mut sum = _mm512_setzero_ps();
         for v in (0..VECTORS).step_by(2) {
             let weight = |v: usize| {
-                let shifted = _mm512_sub_ps(scores[r][v], _mm512_set1_ps(max[r]));
-                _mm512_maskz_mov_ps(masks[r][v], exp(shifted))
+                _mm512_maskz_mov_ps(masks[r][v], exp2(_mm512_fmsub_ps(scores[r][v], log2_e, reference)))
             };
             let (low, high) = (weight(v), weight(v + 1));
             // The rounded weights are summed, so that a row's weights add up to one exactly.
             let rounded = pack(low, high);
-            let even = _mm512_slli_epi32::<16>(rounded);
-            let odd = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000u32 as i32));
-            sum = _mm512_add_ps(sum, _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)));
+            sum = _mm512_dpbf16_ps(sum, bf16(rounded), bf16(ones));
             // The weight of a value is rounded once, its length included.
             let mixed = tile.scales.map_or(rounded, |scales| {
                 // SAFETY: scales have TILE_TOKENS entries.

@@ -34,6 +34,8 @@ mod avx2;
 mod avx512;
 mod column_sums;
 mod encoding;
+#[cfg(target_arch = "x86_64")]
+mod exp2;
 mod items;
 mod rotary;
 mod scalar;

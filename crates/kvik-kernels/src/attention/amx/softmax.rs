@@ -12,7 +12,7 @@
 use std::arch::x86_64::*;
 
 use super::{BLOCK_ROWS, Line};
-use crate::attention::{TILE_TOKENS, Tile, tile::GROUP_TOKENS};
+use crate::attention::{TILE_TOKENS, Tile, exp2::exp2, tile::GROUP_TOKENS};
 
 /// Vectors of 16 that a tile's tokens fill.
 const VECTORS: usize = TILE_TOKENS / GROUP_TOKENS;
@@ -163,19 +163,6 @@ fn power_of_two(exponent: f32) -> f32 {
 pub(super) fn pack(low: __m512, high: __m512) -> __m512i {
     // SAFETY: both types are 512 bits of plain numbers.
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
-}
-
-/// `2^x` with a relative error below 8e-5, a twentieth of what rounding the result to bf16 costs: `2^⌊x⌋` times a polynomial
-/// of degree 3 in the rest (minimax).
-#[target_feature(enable = "avx512f,avx512dq")]
-#[inline]
-fn exp2(x: __m512) -> __m512 {
-    let rest = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF }>(x);
-    let mut p = _mm512_set1_ps(0.078_024_52);
-    for c in [0.226_067_16, 0.695_833_56, 0.999_925_2] {
-        p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(c));
-    }
-    _mm512_scalef_ps(p, x)
 }
 
 #[cfg(test)]
