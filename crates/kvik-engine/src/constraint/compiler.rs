@@ -80,9 +80,12 @@ impl ConstraintCompiler {
         on_large_stack(|| {
             let parser = self.factory.create_parser(grammar).map_err(|error| error.to_string())?;
             let mut matcher = Matcher::new(Ok(parser));
+            // Finds out that the empty text is all that there is, where it is.
+            matcher.consume_tokens(&[]).map_err(|error| error.to_string())?;
             // The first step is the dearest, for it builds the automata. What cannot begin is found out here, too.
             let first = matcher.compute_mask_or_eos().map_err(|error| error.to_string())?;
-            if first.is_zero() { Err("no text of this model follows it".to_owned()) } else { Ok(matcher) }
+            let impossible = first.is_zero() && !matcher.is_stopped();
+            if impossible { Err("no text of this model follows it".to_owned()) } else { Ok(matcher) }
         })
         .and_then(|compiled| compiled)
         .map(Constraint::new)
@@ -110,6 +113,10 @@ fn grammar(source: &ConstraintSource) -> Result<TopLevelGrammar, ConstraintError
         }
         ConstraintSource::Choice(choices) => {
             check_choices(choices)?;
+            if choices.iter().all(String::is_empty) {
+                // An expression for nothing is still a word to come.
+                return Ok(TopLevelGrammar::from_lark("start: \"\"".to_owned()));
+            }
             let choices: Vec<String> = choices.iter().map(|choice| regex_syntax::escape(choice)).collect();
             Ok(TopLevelGrammar::from_regex(&format!("(?:{})", choices.join("|"))))
         }

@@ -7,7 +7,6 @@ use super::{Tool, ToolChoice, format::{ToolCallFormat, control_token}};
 use crate::constraint::{ConstraintError, ConstraintSource, check_schema, with_json_options};
 use kvik_model::Tokenizer;
 use serde_json::{Value, json};
-use std::fmt::Write;
 
 /// The most calls in one answer, so that no model can go on for ever.
 const MAX_CALLS: usize = 16;
@@ -90,20 +89,22 @@ fn grammar(
     };
     let opening = format.opening().map(mark).unwrap_or_default();
     let closing = format.closing().map(mark).unwrap_or_default();
-    let more = if parallel { MAX_CALLS - 1 } else { 0 };
-    let mut grammar = String::from("start: ");
-    // What stands around all calls, and what between them.
-    let written = match format {
+    // One, or one and more with something between.
+    let list = |one: &str, between: &str| match parallel {
+        true => format!("{one} ({between} {one}){{0,{}}}", MAX_CALLS - 1),
+        false => one.to_owned(),
+    };
+    let mut grammar = match format {
         ToolCallFormat::Hermes => {
-            write!(grammar, "tagged (\"\\n\" tagged){{0,{more}}}\ntagged: {opening} \"\\n\" call \"\\n\" {closing}\n")
+            let tagged = format!("tagged: {opening} \"\\n\" call \"\\n\" {closing}");
+            format!("start: {}\n{tagged}\n", list("tagged", "\"\\n\""))
         }
         ToolCallFormat::SmolLm | ToolCallFormat::Mistral => {
-            write!(grammar, "{opening} \"[\" call (\", \" call){{0,{more}}} \"]\" {closing}\n")
+            format!("start: {opening} \"[\" {} \"]\" {closing}\n", list("call", "\", \""))
         }
-        ToolCallFormat::MistralArgs => write!(grammar, "tagged (tagged){{0,{more}}}\ntagged: {opening} call\n"),
-        ToolCallFormat::Llama | ToolCallFormat::Json => write!(grammar, "call\n"),
+        ToolCallFormat::MistralArgs => format!("start: {}\ntagged: {opening} call\n", list("tagged", "")),
+        ToolCallFormat::Llama | ToolCallFormat::Json => "start: call\n".to_owned(),
     };
-    debug_assert!(written.is_ok(), "strings take all that is written to them");
 
     let names: Vec<String> = (0..tools.len()).map(|index| format!("call_{index}")).collect();
     grammar.push_str(&format!("call: {}\n", names.join(" | ")));

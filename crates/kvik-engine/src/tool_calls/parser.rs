@@ -181,6 +181,7 @@ impl ToolCallParser {
     /// Reads a character where calls stand.
     fn read_among_calls(&mut self, c: char, bare: bool, mut list: bool, place: Place) {
         let space = c.is_whitespace();
+        let behind = matches!(place, Place::Behind | Place::BehindList | Place::Closing(_));
         let next = match place {
             Place::First if c == '[' => {
                 list = true;
@@ -228,13 +229,24 @@ impl ToolCallParser {
                 self.state = State::Text;
             }
             Some(place) => {
-                // From where a call is announced to its end, nothing has to be given back.
-                if matches!(place, Place::Bare { .. } | Place::Call { announced: true, .. } | Place::Behind) {
-                    self.held.clear();
-                } else {
+                // From where a call is announced to its end, nothing has to be given back. Nor has the end of a list, unless it is
+                // empty: then its beginning is held.
+                let keeps = match place {
+                    Place::Bare { .. } | Place::Call { announced: true, .. } | Place::Behind => false,
+                    Place::BehindList => !self.held.trim().is_empty(),
+                    _ => true,
+                };
+                if keeps {
                     self.held.push(c);
+                } else {
+                    self.held.clear();
                 }
                 self.state = State::Calls { bare, list, place };
+            }
+            // Behind calls stands no closing mark but text, in which further calls may begin.
+            None if behind && !self.held.contains(['[', '{']) => {
+                let held = std::mem::take(&mut self.held);
+                held.chars().chain([c]).for_each(|c| self.read(c));
             }
             None => {
                 self.release();

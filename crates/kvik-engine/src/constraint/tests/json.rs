@@ -38,7 +38,12 @@ fn check(schema: &Value, seed: u64) -> String {
     let mut constraint =
         compiler().compile(&source).unwrap_or_else(|error| panic!("{error} in {schema}"));
     let text = random_text(&mut constraint, seed);
-    let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text} for {schema}"));
+    let value: Value = match serde_json::from_str(&text) {
+        Ok(value) => value,
+        // JSON has numbers that no machine has.
+        Err(error) if error.to_string().starts_with("number out of range") => return text,
+        Err(error) => panic!("{error}: {text} for {schema}"),
+    };
     assert!(jsonschema::is_valid(schema, &value), "{text} for {schema}");
     text
 }
@@ -119,7 +124,9 @@ fn any_object_and_nothing_else() {
     for seed in 0..20 {
         let mut constraint = compiler().compile(&ConstraintSource::JsonObject).unwrap();
         let text = random_text(&mut constraint, seed);
-        assert!(serde_json::from_str::<Value>(&text).unwrap().is_object(), "{text}");
+        let value = serde_json::from_str::<Value>(&text);
+        let huge = |error: serde_json::Error| error.to_string().starts_with("number out of range");
+        assert!(value.map_or_else(huge, |value| value.is_object()), "{text}");
     }
 }
 
