@@ -6,8 +6,8 @@ use crate::{
     error::EngineError,
     generate::{Event, GenerateRequest, Generation, Generator},
     language_model::{LanguageModel, LocalModel},
-    score::{self, Score},
     sampling::TokenMask,
+    score::{self, Score},
     session::{Sequence, Session, check_vocabulary},
 };
 use kvik_kernels::{Phase, ThreadPool};
@@ -283,7 +283,9 @@ impl Engine {
     ) -> Result<Generation, EngineError> {
         let context_tokens = self.context_tokens();
         let mask = match &request.constraint {
-            Some(source) => Some(Box::new(self.constraint_compiler()?.compile(source)?) as Box<dyn TokenMask>),
+            Some(source) => {
+                Some(Box::new(self.constraint_compiler()?.compile(source)?) as Box<dyn TokenMask>)
+            }
             None => None,
         };
         let tokenizer = self.tokenizer.as_ref().map_err(Arc::clone)?;
