@@ -7,7 +7,8 @@
 //! The rooms, in the order in which a token passes them: `session` finds the part of the prompt that is cached
 //! already, `generate` runs the rest through the model in chunks and then token by token, `sampling` chooses each
 //! token from the logits, `log_softmax` turns logits into log-probabilities, `stop` holds back text that may begin a
-//! stop string. `language_model` is the seam to the model below.
+//! stop string. `prefix` keeps what prompts have in common for requests that come later. `language_model` is the seam
+//! to the model below.
 //!
 //! Results depend on the request alone: not on the number of threads, not on the prefill chunk size, not on what the
 //! session held before.
@@ -20,6 +21,7 @@ mod error;
 mod generate;
 mod language_model;
 mod log_softmax;
+pub mod prefix;
 mod randomness;
 pub mod sampling;
 mod score;
