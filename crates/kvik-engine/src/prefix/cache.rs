@@ -71,6 +71,10 @@ pub struct Begun {
     pub cache: SequenceCache,
     /// Tokens of the prompt that it has; the rest is to be computed.
     pub tokens: usize,
+    /// Numbers of tokens of the prompt, rising, after which reading it is to pause for [`PrefixCache::keep`], because a sliding window
+    /// has left them behind later: where it parts from earlier prompts, and its last whole block. None for models without
+    /// sliding windows, whose prompts can be kept at any time.
+    pub pauses: Vec<usize>,
     /// Keeps the prefix in the tree while the request runs: evicting it would free nothing.
     pub lock: Option<PrefixLock>,
 }
@@ -103,6 +107,7 @@ pub struct PrefixStatistics {
 /// Prefixes in memory and on a disk.
 pub struct PrefixCache {
     sharing: PrefixSharing,
+    block_tokens: usize,
     max_bytes: usize,
     tree: PrefixTree,
     disk: Option<Disk>,
@@ -139,6 +144,7 @@ impl PrefixCache {
         let dir = options.kv_dir.as_ref().filter(|_| options.sharing != PrefixSharing::Off);
         Ok(Self {
             sharing: options.sharing,
+            block_tokens,
             max_bytes: options.max_bytes,
             tree: PrefixTree::new(block_tokens, Box::new(LeastRecentlyUsed)),
             disk: dir.map(open).transpose()?,
@@ -222,7 +228,8 @@ impl PrefixCache {
         pipeline: &Pipeline,
         prompt: &[u32],
     ) -> Result<Begun, CacheError> {
-        let mut begun = Begun { cache: store.sequence_with(pipeline)?, tokens: 0, lock: None };
+        let cache = store.sequence_with(pipeline)?;
+        let mut begun = Begun { cache, tokens: 0, pauses: Vec::new(), lock: None };
         self.statistics.requests += 1;
         self.statistics.prompt_tokens += prompt.len() as u64;
         if let (Some(scope), Some(own_tokens)) = (self.sharing.scope(owner), begun.cache.own_tokens()) {
@@ -242,6 +249,12 @@ impl PrefixCache {
                         disk.store.touch(used.file);
                     }
                 }
+            }
+            if store.shape().layers.iter().any(|layer| layer.window.is_some()) {
+                let last = prompt.len() / self.block_tokens * self.block_tokens;
+                begun.pauses = vec![self.tree.known(&scope, prompt), last];
+                begun.pauses.dedup();
+                begun.pauses.retain(|&pause| pause > begun.tokens);
             }
         }
         Ok(begun)
@@ -283,9 +296,10 @@ impl PrefixCache {
         self.tree.evict(store, bytes)
     }
 
-    /// Uses a moment without work: hands one prefix that is not on the disk over to be written. False if there is none, or too many
-    /// wait already.
-    pub fn idle(&mut self, store: &KvStore) -> bool {
+    /// Uses a moment without work: lets go what the tree holds too much of because requests had it locked, and hands one prefix that
+    /// is not on the disk over to be written. False if there is none, or too many wait already.
+    pub fn idle(&mut self, store: &mut KvStore) -> bool {
+        self.tree.shrink_to(store, self.max_bytes);
         while let (Some(_), Some(node)) = (&self.disk, self.tree.next_unsettled()) {
             match self.write(store, node) {
                 Written::Queued => return true,
@@ -297,7 +311,7 @@ impl PrefixCache {
     }
 
     /// Hands over what is not on the disk, and waits until it is written or `most` has passed: for the end of the process.
-    pub fn finish(&mut self, store: &KvStore, most: Duration) {
+    pub fn finish(&mut self, store: &mut KvStore, most: Duration) {
         let end = Instant::now() + most;
         let left = || end.saturating_duration_since(Instant::now());
         while !left().is_zero()

@@ -191,6 +191,20 @@ impl PrefixTree {
         best
     }
 
+    /// Whole blocks of `prompt`, in tokens, that the tree knows, whether or not it holds a cache that ends with them.
+    pub fn known(&self, scope: &Scope, prompt: &[u32]) -> usize {
+        let Some(&root) = self.roots.get(scope) else { return 0 };
+        let (mut node, mut depth) = (self.node(root), 0);
+        while let Some((child, common)) = node.nearest_child(&prompt[depth..]) {
+            let next = self.node(child);
+            if common < next.edge.len() {
+                return depth + self.whole_blocks(common);
+            }
+            (node, depth) = (next, depth + common);
+        }
+        depth
+    }
+
     /// Counts a use of a node, and keeps it in the tree until the lock is dropped.
     pub fn lock(&mut self, id: NodeId) -> PrefixLock {
         self.touch(id);
