@@ -245,8 +245,10 @@ impl PrefixStore {
     /// Says that a file's prefix was used.
     pub(crate) fn touch(&self, file: Address) {
         lock(&self.shared.index).touch(file);
-        // The order at the next start is not worth a wait.
-        let _ = self.saves.as_ref().map(|saves| saves.try_send(Job::Touch(file)));
+        if let Some(saves) = &self.saves {
+            // The order at the next start is not worth a wait.
+            let _ = saves.try_send(Job::Touch(file));
+        }
     }
 
     /// Has a file read. What comes is `None` if it was not what its name says. `None` at once if too many wait.
