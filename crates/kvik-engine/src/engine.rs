@@ -263,6 +263,11 @@ impl Engine {
         self.local.store.used_blocks()
     }
 
+    /// The keys and values of all sessions: for what works on caches themselves, as [`prefix`](crate::prefix) does.
+    pub fn store(&mut self) -> &mut KvStore {
+        &mut self.local.store
+    }
+
     /// What the model caches, and the bytes of an uncompressed bf16 cache.
     pub fn kv_shape(&self) -> &KvShape {
         self.local.store.shape()

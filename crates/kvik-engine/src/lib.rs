@@ -8,7 +8,8 @@
 //! already, `generate` runs the rest through the model in chunks and then token by token, `sampling` chooses each
 //! token from the logits, `log_softmax` turns logits into log-probabilities, `stop` holds back text that may begin a
 //! stop string. `constraint` takes out tokens that would break the form that a text must have, and `tool_calls` finds
-//! calls of functions in it. `language_model` is the seam to the model below.
+//! calls of functions in it. `prefix` keeps what prompts have in common for requests that come later. `language_model` is
+//! the seam to the model below.
 //!
 //! Results depend on the request alone: not on the number of threads, not on the prefill chunk size, not on what the
 //! session held before.
@@ -22,6 +23,7 @@ mod error;
 mod generate;
 mod language_model;
 mod log_softmax;
+pub mod prefix;
 mod randomness;
 pub mod sampling;
 mod score;

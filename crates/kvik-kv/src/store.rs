@@ -236,6 +236,12 @@ impl KvStore {
             .sum()
     }
 
+    /// Takes back the blocks that dropped sequences left, so that counting is quick again. It happens by itself when the next block
+    /// is taken.
+    pub fn reclaim(&mut self) {
+        self.take_back();
+    }
+
     /// Gives the pages of free blocks back to the system, so that the process shrinks with the cache, and so do files.
     pub fn trim(&mut self) {
         self.take_back();
@@ -344,6 +350,11 @@ impl KvStore {
         Ok(copy)
     }
 
+    /// How many hold a block; 0 if it is not in use.
+    pub(crate) fn holders_if_used(&self, block: Block) -> usize {
+        self.table.get(block.index()).copied().flatten().map_or(0, |entry| entry.holders as usize)
+    }
+
     /// How many hold a block.
     pub(crate) fn holders(&self, block: Block) -> usize {
         self.entry(block).holders as usize
@@ -395,7 +406,7 @@ impl KvStore {
     }
 
     /// Takes back what dropped sequences left.
-    fn take_back(&mut self) {
+    pub(crate) fn take_back(&mut self) {
         let returned = self.returned.clone();
         for block in returned.lock().drain(..) {
             self.release(block);
