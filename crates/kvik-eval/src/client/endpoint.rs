@@ -93,7 +93,9 @@ impl FromStr for Endpoint {
         let rest = text.strip_prefix("http://").unwrap_or(text);
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let uri: hyper::http::uri::Authority = authority.parse().map_err(|_| malformed())?;
-        if uri.host().is_empty() || authority.contains('@') {
+        // What stands behind the host must be a port.
+        let no_port = uri.port_u16().is_none() && authority.len() > uri.host().len();
+        if uri.host().is_empty() || authority.contains('@') || no_port {
             return Err(malformed());
         }
         let host = uri.host().trim_start_matches('[').trim_end_matches(']').to_owned();
