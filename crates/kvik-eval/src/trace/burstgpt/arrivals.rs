@@ -7,19 +7,18 @@
 //! with those of the next windows while they are few.
 //!
 //! Some services space their requests as no Gamma distribution does, such as by a rate limit of exactly 100 ms. For those
-//! a window can keep the observed gaps themselves, as quantiles, and draws from them in random order.
+//! a window can keep the observed gaps themselves, and draws from them in random order.
 
 use serde::{Deserialize, Serialize};
 
 use super::gamma::{fit, gamma};
-use crate::{draw::Draw, statistics::percentile};
+use crate::draw::Draw;
 
 /// Gaps that a shape is fitted to, at least, while there are more.
 const LEAST_GAPS: usize = 16;
-/// Gaps that a window of observed ones has, at least, while there are more.
-const LEAST_OBSERVED: usize = 64;
-/// Quantiles that such a window keeps, at most.
-const QUANTILES: usize = 128;
+/// Gaps that a window of observed ones has, at least, while there are more, and those after which it ends before its time,
+/// so that a burst stays one.
+const OBSERVED: (usize, usize) = (64, 128);
 /// On the clock of expected arrivals, gaps below this are simultaneous; a logarithm needs more than 0.
 const SIMULTANEOUS: f64 = 1e-6;
 
@@ -29,7 +28,7 @@ pub enum GapLaw {
     /// By the shape of a Gamma distribution.
     #[default]
     Gamma,
-    /// By the quantiles of the observed gaps.
+    /// By the observed gaps themselves, in random order.
     Observed,
 }
 
@@ -42,7 +41,7 @@ pub struct Window {
     pub arrivals: f64,
     /// The shape alpha of its gaps; the coefficient of variation is 1 / sqrt(alpha).
     pub alpha: f64,
-    /// Quantiles of its gaps in seconds, from the smallest to the largest; empty when they are Gamma distributed.
+    /// Its gaps in seconds, from the smallest to the largest; empty when they are Gamma distributed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps_s: Vec<f64>,
 }
@@ -109,23 +108,20 @@ fn observed_windows(arrivals: &[f64], window_s: f64) -> Vec<Window> {
     let mut from = 0;
     while from < gaps.len() {
         let (mut end, mut seconds) = (from, 0.0);
-        while end < gaps.len() && (end - from < LEAST_OBSERVED || seconds < window_s) {
+        while end < gaps.len() && (end - from < OBSERVED.0 || (end - from < OBSERVED.1 && seconds < window_s))
+        {
             seconds += gaps[end];
             end += 1;
         }
         // A rest that is too small to stand alone.
-        if gaps.len() - end < LEAST_OBSERVED {
+        if gaps.len() - end < OBSERVED.0 {
             seconds += gaps[end..].iter().sum::<f64>();
             end = gaps.len();
         }
         let mut sorted = gaps[from..end].to_vec();
         sorted.sort_by(f64::total_cmp);
         let alpha = fit(sorted.iter().map(|gap| gap.max(1e-9))).map_or(1.0, |(shape, _)| shape);
-        let points = sorted.len().min(QUANTILES);
-        // All of them, or the middle of each of so many equal shares.
-        let kept = |point: usize| percentile(&sorted, (point as f64 + 0.5) / points as f64);
-        let gaps_s = if points == sorted.len() { sorted } else { (0..points).filter_map(kept).collect() };
-        windows.push(Window { seconds, arrivals: (end - from) as f64, alpha, gaps_s });
+        windows.push(Window { seconds, arrivals: (end - from) as f64, alpha, gaps_s: sorted });
         from = end;
     }
     windows
@@ -182,7 +178,7 @@ fn observed_arrivals(windows: &[Window], seconds: f64, factor: f64, seed: u64, s
         let share = |share: usize, draw: &mut Draw| (share as f64 + draw.unit()) / count as f64 * kept as f64;
         let mut gaps: Vec<f64> =
             (0..count).filter_map(|at| window.gaps_s.get(share(at, &mut draw) as usize).copied()).collect();
-        // What is lost between quantiles, and what the factor takes, so that the window keeps its length.
+        // The window keeps its length whatever the factor.
         let sum: f64 = gaps.iter().sum();
         let scale = if sum > 0.0 { window.seconds / sum * count as f64 / expected.max(1.0) } else { 1.0 };
         draw.shuffle(&mut gaps);
