@@ -37,19 +37,23 @@ const WAITING: &[&str] =
     &["kvik_service{figure=\"waiting\"}", "vllm:num_requests_waiting", "llamacpp:requests_deferred"];
 const KV_SHARE: &[&str] =
     &["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "llamacpp:kv_cache_usage_ratio"];
-const KV_BYTES: &[&str] = &["kvik_service{figure=\"kv_bytes\"}"];
+const KV_BYTES: &[&str] = &["kvik_service{figure=\"kv.ram_bytes\"}"];
+/// What these may become.
+const KV_BUDGET: &[&str] = &["kvik_service{figure=\"kv.budget_bytes\"}"];
 const PREEMPTIONS: &[&str] =
-    &["kvik_service{figure=\"preemptions\"}", "vllm:num_preemptions_total", "vllm:num_preemptions"];
+    &["kvik_service{figure=\"totals.preemptions\"}", "vllm:num_preemptions_total", "vllm:num_preemptions"];
 
 impl Sample {
     /// From the text of a Prometheus page.
     pub fn of(page: &str, at_s: f64) -> Self {
+        let kv_bytes = value(page, KV_BYTES);
+        let of_budget = || Some(kv_bytes? / value(page, KV_BUDGET).filter(|&budget| budget > 0.0)?);
         Self {
             at_s,
             running: value(page, RUNNING),
             waiting: value(page, WAITING),
-            kv_share: value(page, KV_SHARE),
-            kv_bytes: value(page, KV_BYTES),
+            kv_share: value(page, KV_SHARE).or_else(of_budget),
+            kv_bytes,
             preemptions: value(page, PREEMPTIONS),
         }
     }
@@ -97,10 +101,12 @@ mod tests {
     fn pages_of_known_servers_are_read() {
         let kvik = "# HELP kvik_service What the service holds.\n# TYPE kvik_service gauge\n\
                     kvik_service{figure=\"running\"} 3.0\nkvik_service{figure=\"running_max\"} 9.0\n\
-                    kvik_service{figure=\"kv_bytes\"} 150.0 1700000000\nkvik_service{figure=\"preemptions\"} 2.0\n# EOF\n";
+                    kvik_service{figure=\"kv.ram_bytes\"} 150.0 1700000000\n\
+                    kvik_service{figure=\"kv.budget_bytes\"} 600.0\nkvik_service{figure=\"totals.preemptions\"} 2.0\n# EOF\n";
         let sample = Sample::of(kvik, 1.0);
         assert_eq!((sample.running, sample.waiting), (Some(3.0), None));
-        assert_eq!((sample.kv_bytes, sample.preemptions), (Some(150.0), Some(2.0)));
+        assert_eq!((sample.kv_bytes, sample.kv_share), (Some(150.0), Some(0.25)));
+        assert_eq!(sample.preemptions, Some(2.0));
         let engines = "vllm:num_requests_running{engine=\"0\",name=\"a } b\"} 2\nvllm:num_requests_running{engine=\"1\"} 3\n";
         assert_eq!(Sample::of(engines, 1.0).running, Some(5.0));
         let vllm = "vllm:num_requests_running{model_name=\"m\"} 7.0\nvllm:num_requests_waiting{model_name=\"m\"} 1.0\n\

@@ -75,6 +75,7 @@ pub(super) fn unpack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Trace, String> {
         Trace::parse(text, Path::new("some/file.csv")).map_err(|error| error.to_string())
@@ -101,5 +102,28 @@ mod tests {
         assert_eq!(error, "file.csv has no requests");
         let error = Trace::read(Path::new("no/such/file")).unwrap_err().to_string();
         assert!(error.starts_with("cannot read no/such/file: "), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_reader_panic_and_what_is_read_is_in_order(
+            header in prop::sample::select(vec![
+                "TIMESTAMP,ContextTokens,GeneratedTokens",
+                "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type",
+                "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type",
+                "{\"timestamp\":0,\"input_length\":9,\"output_length\":1}",
+                "",
+            ]),
+            rows in prop::collection::vec(
+                "([0-9]{1,9}|-1|x|)(,([0-9]{1,12}|GPT-4|API log|1e308|2023-11-1[0-9] 1[0-9]:59:0[0-9].[0-9]{0,9})){0,8}|\\PC{0,30}",
+                0..12,
+            ),
+        ) {
+            let text = format!("{header}\n{}", rows.join("\n"));
+            if let Ok(trace) = Trace::parse(&text, Path::new("x")) {
+                prop_assert!(trace.requests.is_sorted_by(|a, b| a.arrival_s <= b.arrival_s));
+                prop_assert!(trace.requests.iter().all(|request| request.arrival_s >= 0.0));
+            }
+        }
     }
 }

@@ -82,7 +82,9 @@ pub async fn start(manners: Manners) -> (String, FakeServer) {
 
 async fn metrics(State(server): State<FakeServer>) -> String {
     let under_way = server.seen.lock().unwrap().under_way;
-    format!("kvik_service{{figure=\"running\"}} {under_way}\nkvik_service{{figure=\"preemptions\"}} 3\n")
+    format!(
+        "kvik_service{{figure=\"running\"}} {under_way}\nkvik_service{{figure=\"totals.preemptions\"}} 3\n"
+    )
 }
 
 /// A token for each byte; strict, as Kvik and vLLM are: unknown fields are no harm, the text's must be there.
