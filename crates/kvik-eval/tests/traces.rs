@@ -58,7 +58,10 @@ fn azures_code_traffic_is_bursty_and_its_twin_is_too() {
     let facts = Facts::of(&trace);
     // As computed from the file with NumPy.
     assert_eq!(facts.requests, 8819);
-    assert!((facts.span_s - 3435.948_056).abs() < 1e-5 && (facts.gap_cv - 13.152).abs() < 0.001, "{facts:?}");
+    assert!(
+        (facts.span_s - 3_435.948_056).abs() < 1e-5 && (facts.gap_cv - 13.152).abs() < 0.001,
+        "{facts:?}"
+    );
     assert!(
         (facts.input_tokens.mean - 2047.848).abs() < 0.001
             && (facts.output_tokens.mean - 27.883).abs() < 0.001

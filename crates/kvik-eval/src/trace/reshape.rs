@@ -167,7 +167,7 @@ mod tests {
         trace.requests.iter_mut().enumerate().for_each(|(at, r)| r.session = Some(at as u64 % 1000));
         let kept = trace.thinned(0.3, 1).requests;
         // Binomial(1000, 0.3): deviation 14.5 conversations of 4.
-        assert!(kept.len() % 4 == 0 && kept.len().abs_diff(1200) < 4 * 75, "{}", kept.len());
+        assert!(kept.len().is_multiple_of(4) && kept.len().abs_diff(1200) < 4 * 75, "{}", kept.len());
     }
 
     #[test]

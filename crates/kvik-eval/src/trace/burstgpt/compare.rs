@@ -29,6 +29,9 @@ pub struct Comparison {
     pub poisson: Option<TwoSample>,
 }
 
+/// A sample of numbers that a trace is.
+type Property = fn(&Trace) -> Vec<f64>;
+
 /// `trace` with the arrivals of a Poisson process of the same mean rate.
 pub fn poisson_like(trace: &Trace, seed: u64) -> Trace {
     let mean = trace.span_s() / trace.requests.len().saturating_sub(1).max(1) as f64;
@@ -45,7 +48,7 @@ pub fn poisson_like(trace: &Trace, seed: u64) -> Trace {
 /// `trace` and its `twin`, property by property; those that one side lacks are left out.
 pub fn compare(trace: &Trace, twin: &Trace, seed: u64) -> Vec<Comparison> {
     let poisson = poisson_like(trace, seed);
-    let properties: [(&'static str, bool, fn(&Trace) -> Vec<f64>); 7] = [
+    let properties: [(&'static str, bool, Property); 7] = [
         ("gap between arrivals, s", true, Trace::gaps_s),
         ("arrivals in 10 s", true, |trace| counts(trace, 10.0)),
         ("arrivals in 60 s", true, |trace| counts(trace, 60.0)),
@@ -56,7 +59,7 @@ pub fn compare(trace: &Trace, twin: &Trace, seed: u64) -> Vec<Comparison> {
         ("turns of conversations", false, turns),
         ("seconds to the next turn", false, intervals),
     ];
-    let row = |(what, arrivals, of): (&'static str, bool, fn(&Trace) -> Vec<f64>)| {
+    let row = |(what, arrivals, of): (&'static str, bool, Property)| {
         let (left, right) = (of(trace), of(twin));
         let mean = |numbers: &[f64]| numbers.iter().sum::<f64>() / numbers.len() as f64;
         Some(Comparison {

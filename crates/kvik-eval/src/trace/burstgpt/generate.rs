@@ -98,13 +98,10 @@ fn stream_requests(
     let named = |what: &str| format!("{what} {number}");
     let early = draw_arrivals(&model.windows, warm_up, factor, seed, &named("early arrivals"));
     let starts = draw_arrivals(&model.windows, seconds, factor, seed, &named("arrivals"));
-    let early = early.into_iter().map(|at| at - warm_up).enumerate();
-    let streams: [(String, Box<dyn Iterator<Item = (usize, f64)>>); 2] = [
-        (named("early request"), Box::new(early)),
-        (named("request"), Box::new(starts.into_iter().enumerate())),
-    ];
+    let early = early.into_iter().map(|at| at - warm_up).collect();
+    let streams: [(String, Vec<f64>); 2] = [(named("early request"), early), (named("request"), starts)];
     for (stream, (purpose, starts)) in streams.into_iter().enumerate() {
-        for (index, start) in starts {
+        for (index, start) in starts.into_iter().enumerate() {
             let mut draw = Draw::new(seed, &purpose, index as u64);
             let class = u16::try_from(first_class + label(model, &mut draw)).unwrap_or(u16::MAX);
             let turns = model.turns.draw(&mut draw);
