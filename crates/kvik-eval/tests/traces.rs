@@ -28,7 +28,13 @@ fn whole(name: &str) -> Option<PathBuf> {
 }
 
 fn as_long_as(trace: &Trace, seed: u64) -> GenerateOptions {
-    GenerateOptions { seed, seconds: trace.span_s(), requests: usize::MAX, rate: Rate::Times(1.0) }
+    GenerateOptions {
+        seed,
+        start_s: 0.0,
+        seconds: trace.span_s(),
+        requests: usize::MAX,
+        rate: Rate::Times(1.0),
+    }
 }
 
 /// The comparison of `trace` with its twin, printed for whoever looks (`--nocapture`).
@@ -119,6 +125,7 @@ fn a_twin_has_any_size_and_rate_and_begins_as_a_shorter_one() {
     let model = fit(&trace, FitOptions::default()).unwrap();
     let options = GenerateOptions {
         seed: 7,
+        start_s: 0.0,
         seconds: 6.0 * trace.span_s(),
         requests: usize::MAX,
         rate: Rate::PerSecond(2.0),
@@ -129,6 +136,11 @@ fn a_twin_has_any_size_and_rate_and_begins_as_a_shorter_one() {
         "{}",
         long.requests.len()
     );
+    // The busiest part of a model at any rate.
+    let later = generate(&model, GenerateOptions { start_s: 600.0, seconds: 300.0, ..options });
+    assert!((later.requests.len() as f64 / 600.0 - 1.0).abs() < 0.2, "{}", later.requests.len());
+    let options = GenerateOptions { rate: Rate::Times(0.4), ..options };
+    let long = generate(&model, options);
     let short = generate(&model, GenerateOptions { requests: 500, ..options });
     assert_eq!(short.requests[..], long.requests[..500]);
     assert_ne!(
@@ -147,7 +159,8 @@ fn a_twin_is_written_in_burstgpts_format_and_read_again() {
     let model =
         fit(&sample("mooncake-conversation-head.jsonl.zst").spread(1), FitOptions::default()).unwrap();
     let model = WorkloadModel::parse(&model.json().unwrap(), "x").unwrap();
-    let options = GenerateOptions { seed: 1, seconds: 600.0, requests: 900, rate: Rate::Times(1.0) };
+    let options =
+        GenerateOptions { seed: 1, start_s: 0.0, seconds: 600.0, requests: 900, rate: Rate::Times(1.0) };
     let twin = generate(&model, options);
     let text = BurstLog::of(&twin).csv();
     let read = Trace::parse(&text, Path::new("twin.csv")).unwrap();
@@ -169,8 +182,13 @@ fn burstgpts_first_file_has_a_twin_with_its_published_figures() {
         "{}",
         model.rate() * model.span_s
     );
-    let all =
-        GenerateOptions { seed: 1, seconds: model.span_s, requests: usize::MAX, rate: Rate::Times(1.0) };
+    let all = GenerateOptions {
+        seed: 1,
+        start_s: 0.0,
+        seconds: model.span_s,
+        requests: usize::MAX,
+        rate: Rate::Times(1.0),
+    };
     let twin = generate(&model, all);
     let facts = Facts::of(&twin);
     assert!((facts.requests as f64 / 1_429_737.0 - 1.0).abs() < 0.01, "{}", facts.requests);

@@ -49,7 +49,7 @@ impl LoadReport {
             }
             table(&mut body, &failures);
         }
-        body.push_str("<h2>Over time</h2>\n");
+        body.push_str("<h2>Over time, in seconds</h2>\n");
         self.plots(&mut body);
         page(&format!("Load on {}", self.model), &body)
     }

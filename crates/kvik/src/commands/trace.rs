@@ -103,7 +103,10 @@ struct GenerateArgs {
     /// Requests to generate, at most
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     requests: Option<usize>,
-    /// Requests per second on average [default: the model's]
+    /// Seconds of the model's time to begin at
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    start: f64,
+    /// Requests per second, on average over what is generated [default: the model's]
     #[arg(long, value_name = "RATE", value_parser = above_zero)]
     rate: Option<f64>,
     /// Seed of everything that is drawn
@@ -167,7 +170,13 @@ impl FitArgs {
         let model = fit(&trace, options)?;
         self.keep(&model)?;
         let seconds = trace.span_s();
-        let twin = GenerateOptions { seed: self.seed, seconds, requests: usize::MAX, rate: Rate::Times(1.0) };
+        let twin = GenerateOptions {
+            seed: self.seed,
+            start_s: 0.0,
+            seconds,
+            requests: usize::MAX,
+            rate: Rate::Times(1.0),
+        };
         let rows = compare(&trace, &generate(&model, twin), self.seed);
         let mut said = facts_of_model(&model);
         said.push_str(&comparison(&rows));
@@ -211,6 +220,7 @@ impl GenerateArgs {
             &model,
             GenerateOptions {
                 seed: self.seed,
+                start_s: self.start,
                 seconds,
                 requests: self.requests.unwrap_or(usize::MAX),
                 rate: self.rate.map_or(Rate::Times(1.0), Rate::PerSecond),
@@ -294,14 +304,7 @@ fn text(facts: &Facts) -> String {
             "failed",
             format!("{} ({})", facts.failed, percent(facts.failed as f64 / facts.requests.max(1) as f64)),
         ),
-        (
-            "burstiness",
-            format!(
-                "gaps vary by {:.2} of their mean, minutes' counts by {:.1} of Poisson's variance; the busiest 10 s have \
-                 {:.1} times the mean",
-                facts.gap_cv, facts.minute_dispersion, facts.peak_to_mean
-            ),
-        ),
+        ("burstiness", burstiness(facts)),
         ("prompts", lengths(&facts.input_tokens)),
         ("answers", lengths(&facts.output_tokens)),
         (
@@ -330,4 +333,17 @@ fn text(facts: &Facts) -> String {
         let _ = writeln!(text, "  {class:<30} {}", percent(*requests as f64 / facts.requests.max(1) as f64));
     }
     text
+}
+
+/// How bursty, as far as the trace is long enough to say.
+fn burstiness(facts: &Facts) -> String {
+    let mut said = format!("gaps vary by {:.2} of their mean", facts.gap_cv);
+    if facts.minute_dispersion.is_finite() {
+        let _ = write!(
+            said,
+            ", minutes' counts by {:.1} of Poisson's variance; the busiest 10 s have {:.1} times the mean",
+            facts.minute_dispersion, facts.peak_to_mean
+        );
+    }
+    said
 }

@@ -111,8 +111,13 @@ impl Aggregates {
             class.windows = vec![Window { seconds: model.span_s, arrivals, alpha: 1.0, gaps_s: Vec::new() }];
         }
         let tokens = |model: &WorkloadModel| {
-            let options =
-                GenerateOptions { seed, seconds: model.span_s, requests: usize::MAX, rate: Rate::Times(1.0) };
+            let options = GenerateOptions {
+                seed,
+                start_s: 0.0,
+                seconds: model.span_s,
+                requests: usize::MAX,
+                rate: Rate::Times(1.0),
+            };
             let mut tokens = vec![0.0; minutes.len()];
             for request in generate(model, options).requests {
                 let answer = if request.failed { 0 } else { request.output_tokens };

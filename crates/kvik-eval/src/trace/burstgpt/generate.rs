@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{ClassModel, WorkloadModel, arrivals::draw_arrivals, failures::loads};
+use super::{ClassModel, Window, WorkloadModel, arrivals::draw_arrivals, failures::loads};
 use crate::{
     draw::Draw,
     trace::{Trace, TraceRequest},
@@ -16,7 +16,7 @@ const MOST_WARM_UP_S: f64 = 4.0 * 3600.0;
 pub enum Rate {
     /// As often as in the model, times this.
     Times(f64),
-    /// So many requests per second, on average over the model's span.
+    /// So many requests per second, on average over what is generated.
     PerSecond(f64),
 }
 
@@ -25,6 +25,8 @@ pub enum Rate {
 pub struct GenerateOptions {
     /// Seed of everything that is drawn.
     pub seed: u64,
+    /// Where in the model's time to begin, in seconds; windows that end before are left out at first.
+    pub start_s: f64,
     /// Seconds to generate.
     pub seconds: f64,
     /// Requests to generate, at most.
@@ -37,7 +39,13 @@ pub struct GenerateOptions {
 pub fn generate(model: &WorkloadModel, options: GenerateOptions) -> Trace {
     let factor = match options.rate {
         Rate::Times(factor) => factor,
-        Rate::PerSecond(rate) => rate / model.rate(),
+        Rate::PerSecond(rate) => {
+            let seconds = options.seconds.min(options.requests as f64 / rate);
+            let expected: f64 =
+                model.classes.iter().map(|stream| expected(stream, options.start_s, seconds)).sum();
+            // Where nothing ever comes, nothing comes faster.
+            if expected > 0.0 { rate * seconds / expected } else { 1.0 }
+        }
     };
     // No more than is asked for has to be drawn: about so long, and longer if that was a quiet time.
     let mut seconds = options.seconds.min(1.2 * options.requests as f64 / (model.rate() * factor) + 60.0);
@@ -51,12 +59,11 @@ pub fn generate(model: &WorkloadModel, options: GenerateOptions) -> Trace {
 }
 
 fn draw_trace(model: &WorkloadModel, options: GenerateOptions, factor: f64) -> Trace {
-    let seconds = options.seconds;
     let mut requests = Vec::new();
     let mut classes = Vec::new();
     let mut streams = Vec::new();
     for (number, stream) in model.classes.iter().enumerate() {
-        stream_requests(stream, number, classes.len(), seconds, factor, options.seed, &mut requests);
+        stream_requests(stream, number, classes.len(), &options, factor, &mut requests);
         classes.extend(stream.labels.iter().map(|label| label.class.clone()));
         streams.resize(classes.len(), stream);
     }
@@ -88,16 +95,17 @@ fn stream_requests(
     model: &ClassModel,
     number: usize,
     first_class: usize,
-    seconds: f64,
+    options: &GenerateOptions,
     factor: f64,
-    seed: u64,
     requests: &mut Vec<TraceRequest>,
 ) {
+    let (seconds, seed) = (options.seconds, options.seed);
+    let windows = windows_from(&model.windows, options.start_s);
     // Conversations that began before the trace does go on in it.
     let warm_up = model.turns.longest_s().min(MOST_WARM_UP_S);
     let named = |what: &str| format!("{what} {number}");
-    let early = draw_arrivals(&model.windows, warm_up, factor, seed, &named("early arrivals"));
-    let starts = draw_arrivals(&model.windows, seconds, factor, seed, &named("arrivals"));
+    let early = draw_arrivals(&windows, warm_up, factor, seed, &named("early arrivals"));
+    let starts = draw_arrivals(&windows, seconds, factor, seed, &named("arrivals"));
     let early = early.into_iter().map(|at| at - warm_up).collect();
     let streams: [(String, Vec<f64>); 2] = [(named("early request"), early), (named("request"), starts)];
     for (stream, (purpose, starts)) in streams.into_iter().enumerate() {
@@ -120,6 +128,37 @@ fn stream_requests(
             }
         }
     }
+}
+
+/// `windows`, beginning with the one that `start_s` lies in; those before it come at the end.
+fn windows_from(windows: &[Window], start_s: f64) -> Vec<Window> {
+    let span: f64 = windows.iter().map(|window| window.seconds).sum();
+    let mut left = if span > 0.0 { start_s.rem_euclid(span) } else { 0.0 };
+    let before = windows.iter().take_while(|window| {
+        left -= window.seconds;
+        left >= 0.0
+    });
+    let before = before.count();
+    let mut windows = windows.to_vec();
+    windows.rotate_left(before);
+    windows
+}
+
+/// Requests that `seconds` from `start_s` on have on average.
+fn expected(stream: &ClassModel, start_s: f64, seconds: f64) -> f64 {
+    let windows = windows_from(&stream.windows, start_s);
+    let (span, all) =
+        windows.iter().fold((0.0, 0.0), |sum, window| (sum.0 + window.seconds, sum.1 + window.arrivals));
+    if span <= 0.0 {
+        return 0.0;
+    }
+    let (mut arrivals, mut left) = ((seconds / span).floor() * all, seconds % span);
+    for window in windows {
+        let share = (left / window.seconds).clamp(0.0, 1.0);
+        arrivals += share * window.arrivals;
+        left -= window.seconds;
+    }
+    arrivals * stream.turns.mean()
 }
 
 /// The place of the label that a conversation gets.
