@@ -150,7 +150,7 @@ impl FitArgs {
         [&self.out, &self.json].into_iter().flatten().try_for_each(|path| check_writable(path))?;
         let text = unpacked_text(&self.trace)?;
         if text.trim_start().starts_with("{\"week1_min\"") {
-            return self.from_sums(&text);
+            return self.fit_sums(&text);
         }
         let trace = Trace::parse(&text, &self.trace)?;
         let resolution = trace.resolution_s;
@@ -191,7 +191,7 @@ impl FitArgs {
         write_json_or(self.json.as_deref(), &rows, &said)
     }
 
-    fn from_sums(&self, text: &str) -> anyhow::Result<()> {
+    fn fit_sums(&self, text: &str) -> anyhow::Result<()> {
         let sums = Aggregates::parse(text, &file_name(&self.trace))?;
         let model = sums.model(sums.days());
         self.keep(&model)?;

@@ -25,7 +25,7 @@ pub struct Args {
 enum What {
     Speed(speed::Args),
     Kernels(kernels::Args),
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
