@@ -27,6 +27,11 @@ impl Draw {
         mix(self.state)
     }
 
+    /// A number from 0 up to, but not, 1, in steps of 2^-53.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// A number below `end`, each equally likely (but for 2^-64 of bias a step); 0 when `end` is 0.
     pub fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.bits()) * end as u128) >> 64) as usize
@@ -110,5 +115,9 @@ mod tests {
         assert_eq!(draw.distinct(9, 3).len(), 3);
         assert!((0..100).all(|_| (10_000..100_000).contains(&draw.number(5))));
         assert_eq!(draw.pick::<u8>(&[]), None);
+        let units: Vec<f64> = (0..10_000).map(|_| draw.unit()).collect();
+        assert!(units.iter().all(|unit| (0.0..1.0).contains(unit)));
+        // Deviation of the mean: 1 / sqrt(12 * 10000) = 0.0029; six deviations.
+        assert!((units.iter().sum::<f64>() / 10_000.0 - 0.5).abs() < 0.0173);
     }
 }

@@ -17,18 +17,23 @@
 //! - [`reproduce`] holds papers' claims to what it measures;
 //! - [`statistics`] puts intervals around the means, and [`report`] writes tables, JSON and a page with plots.
 //!
+//! A server is judged by how long its users wait. Its rooms are beside these: [`trace`] has logs of real traffic and models
+//! of it, [`client`] asks and measures, and [`load`] sends, on time, and reports.
+//!
 //! Everything is a function of the seed: the same command gives the same items on every machine.
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 pub mod baselines;
+pub mod client;
 pub mod data;
 pub mod draw;
 mod error;
 pub mod haystack;
 pub mod item;
 pub mod journal;
+pub mod load;
 pub mod prompt;
 pub mod report;
 pub mod reproduce;
@@ -37,6 +42,7 @@ pub mod scoring;
 pub mod statistics;
 pub mod subject;
 pub mod tasks;
+pub mod trace;
 pub mod words;
 
 pub use error::EvalError;

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    Interrupted, bench, calibrate, chat, eval, generate, inspect, methods, microscope, pull, reproduce,
-    score, tokenize,
+    Interrupted, bench, calibrate, chat, eval, generate, inspect, methods, microscope, pull, replay,
+    reproduce, score, tokenize, trace,
 };
 
 /// Kvik runs language models on this machine: one binary, no set-up.
@@ -43,7 +43,9 @@ enum Verb {
     Microscope(microscope::Args),
     Bench(bench::Args),
     Eval(eval::Args),
+    Replay(replay::Args),
     Reproduce(reproduce::Args),
+    Trace(trace::Args),
     Calibrate(calibrate::Args),
 }
 
@@ -59,6 +61,8 @@ fn main() -> ExitCode {
         Verb::Microscope(args) => microscope::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Eval(args) => eval::run(&args),
+        Verb::Replay(args) => replay::run(&args),
+        Verb::Trace(args) => trace::run(&args),
         Verb::Reproduce(args) => reproduce::run(&args),
         Verb::Calibrate(args) => calibrate::run(&args),
     };

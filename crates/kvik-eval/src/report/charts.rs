@@ -1,4 +1,4 @@
-//! Lines: one for each variant, over lengths, turns or positions.
+//! Lines: one for each variant, over lengths, turns, positions or time.
 
 use super::{
     Breakdown, Divergence, TaskReport,
@@ -17,9 +17,9 @@ const LEGEND: f64 = 18.0;
 const POINTS: usize = 32;
 
 /// One line: its name, and its values where there are any.
-struct Line<'a> {
-    name: &'a str,
-    values: Vec<Option<f64>>,
+pub(super) struct Line<'a> {
+    pub(super) name: &'a str,
+    pub(super) values: Vec<Option<f64>>,
 }
 
 /// The scores of `breakdown` as lines.
@@ -56,7 +56,8 @@ pub(super) fn positions(rows: &[Divergence]) -> String {
     chart("mean KL (nats) by position behind the prompt", &labels, &lines, 0.0)
 }
 
-fn chart(title: &str, labels: &[String], lines: &[Line<'_>], least_top: f64) -> String {
+/// `lines` over `labels`, on a scale from 0 to at least `least_top`.
+pub(super) fn chart(title: &str, labels: &[String], lines: &[Line<'_>], least_top: f64) -> String {
     let values = lines.iter().flat_map(|line| &line.values).flatten();
     let ticks = ticks(values.copied().filter(|value| value.is_finite()).fold(least_top, f64::max));
     let end = ticks.last().copied().unwrap_or(1.0);

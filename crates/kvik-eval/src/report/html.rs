@@ -18,17 +18,10 @@ h2 { margin-top: 2.5rem; }
 impl Report {
     /// The report as a page.
     pub fn html(&self) -> String {
-        let mut page = String::new();
-        let title = format!("Kvik evaluation of {}", self.model);
+        let mut body = String::new();
         // Writing to a String cannot fail.
-        let _ = write!(
-            page,
-            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
-             content=\"width=device-width\">\n<title>{0}</title>\n<style>\n{STYLE}\n</style>\n<h1>{0}</h1>\n",
-            escape(&title)
-        );
         let _ = writeln!(
-            page,
+            body,
             "<p>Seed {}. First questions stand {}. Intervals hold the true value with 95 % confidence (bootstrap over \
              items); memory is what the allocator holds after the prompt.</p>",
             self.seed,
@@ -36,14 +29,22 @@ impl Report {
         );
         let unfinished = (!self.finished).then(|| "The run was stopped before its end.".to_owned());
         for note in self.notes.iter().chain(&unfinished) {
-            let _ = writeln!(page, "<p><strong>Note:</strong> {}</p>", escape(note));
+            let _ = writeln!(body, "<p><strong>Note:</strong> {}</p>", escape(note));
         }
         for task in &self.tasks {
-            section(&mut page, task);
+            section(&mut body, task);
         }
-        page.push_str("</html>\n");
-        page
+        page(&format!("Kvik evaluation of {}", self.model), &body)
     }
+}
+
+/// A page of this title around `body`.
+pub(super) fn page(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
+         content=\"width=device-width\">\n<title>{0}</title>\n<style>\n{STYLE}\n</style>\n<h1>{0}</h1>\n{body}</html>\n",
+        escape(title)
+    )
 }
 
 fn section(page: &mut String, task: &TaskReport) {
@@ -75,7 +76,8 @@ fn section(page: &mut String, task: &TaskReport) {
     }
 }
 
-fn table(page: &mut String, table: &Table) {
+/// Writes `table` to the end of `page`.
+pub(super) fn table(page: &mut String, table: &Table) {
     page.push_str("<table>\n");
     for (index, row) in table.rows().iter().enumerate() {
         let tag = if index == 0 { "th" } else { "td" };

@@ -1,11 +1,13 @@
 //! What an evaluation says: a table in the terminal, one JSON object, or a page with plots.
 //!
-//! [`Report`] holds the numbers; the other rooms only show them. Its fields are what `--json` writes.
+//! [`Report`] holds the numbers of an evaluation, and [`LoadReport`](crate::load::LoadReport) those of a load; the other
+//! rooms only show them. Its fields are what `--json` writes.
 
 mod bars;
 mod charts;
 mod heat_map;
 mod html;
+mod load;
 mod summary;
 mod svg;
 mod table;

@@ -23,7 +23,7 @@ impl Table {
         &self.rows
     }
 
-    fn text(&self, indent: &str) -> String {
+    pub(super) fn text(&self, indent: &str) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0)

@@ -12,6 +12,7 @@ pub mod figure;
 pub mod kernels;
 pub mod limits;
 pub mod peer;
+pub mod serve;
 pub mod speed;
 pub mod spread;
 pub mod subject;

@@ -4,10 +4,10 @@ use std::{
     fs,
     io::{self, IsTerminal, Write},
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use kvik_eval::{
     baselines::{Baseline, with_baselines},
@@ -27,6 +27,7 @@ use super::Interrupted;
 use super::engine_args::LoadArgs;
 use super::interrupt::Interrupt;
 use super::numbers::{at_least_one, whole};
+use super::output::{check_writable, write_json_or};
 
 /// Measure what a model can still do with a smaller KV cache, next to the full one
 #[derive(Debug, clap::Args)]
@@ -204,21 +205,7 @@ impl Args {
         if let Some(path) = &self.html {
             fs::write(path, report.html()).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        let mut out = io::stdout().lock();
-        match &self.json {
-            Some(path) if is_stdout(path) => {
-                serde_json::to_writer(&mut out, report).map_err(io::Error::from)?;
-                writeln!(out)?;
-            }
-            json => {
-                if let Some(path) = json {
-                    let text = serde_json::to_vec_pretty(report)?;
-                    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-                }
-                write!(out, "{}", report.text())?;
-            }
-        }
-        Ok(out.flush()?)
+        write_json_or(self.json.as_deref(), report, &report.text())
     }
 }
 
@@ -229,22 +216,6 @@ fn list() -> anyhow::Result<()> {
         if !task.parts().is_empty() {
             writeln!(out, "          parts: {}", task.parts().join(", "))?;
         }
-    }
-    Ok(())
-}
-
-fn is_stdout(path: &Path) -> bool {
-    path.as_os_str() == "-"
-}
-
-/// A long run must not end with a file that cannot be written.
-fn check_writable(path: &Path) -> anyhow::Result<()> {
-    if is_stdout(path) {
-        return Ok(());
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
-        bail!("cannot write {}: give a file in a folder that exists", path.display());
     }
     Ok(())
 }

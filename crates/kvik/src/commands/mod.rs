@@ -9,17 +9,22 @@ pub mod inspect;
 pub mod methods;
 pub mod microscope;
 pub mod pull;
+pub mod replay;
 pub mod reproduce;
 pub mod score;
 pub mod tokenize;
+pub mod trace;
 
 mod constraint_args;
 mod conversation;
 mod engine_args;
 mod input;
 mod interrupt;
+mod load_args;
 mod model_args;
 mod numbers;
+mod output;
+mod reshape_args;
 mod sampling_args;
 mod stream;
 

@@ -1,6 +1,7 @@
 //! `kvik bench`: how fast, and how much of this machine that is.
 
 mod kernels;
+mod serve;
 mod speed;
 
 use std::{
@@ -13,7 +14,7 @@ use indicatif::ProgressBar;
 use kvik::bench::table::Table;
 use kvik_kernels::{Isa, ThreadPool};
 
-/// Measure the speed of a model or of single kernels, against this machine's limits and against other engines
+/// Measure the speed of a model, of single kernels or of a server, against this machine's limits and other engines
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -24,6 +25,7 @@ pub struct Args {
 enum What {
     Speed(speed::Args),
     Kernels(kernels::Args),
+    Serve(Box<serve::Args>),
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -33,10 +35,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.what {
         What::Speed(args) => speed::run(args),
         What::Kernels(args) => kernels::run(args),
+        What::Serve(args) => serve::run(args),
     }
 }
 
-/// Options of both.
+/// Options of those that compute here.
 #[derive(Debug, clap::Args)]
 struct RunArgs {
     /// Threads to compute on [default: one for each core]

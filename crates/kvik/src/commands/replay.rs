@@ -1,0 +1,176 @@
+//! `kvik replay`: real traffic, or its twin, against a server.
+
+use std::{
+    fmt::Write,
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+use kvik_eval::{
+    client::{Endpoint, Exchange},
+    load::{LoadReport, Pace, Sample, Slot, drive, watch},
+    trace::{Trace, facts::Facts, prompts::PromptWriter},
+};
+
+use super::Interrupted;
+use super::interrupt::Interrupt;
+use super::load_args::{
+    AskArgs, Asked, LevelArgs, ReportArgs, above_zero, failed, progress_bar, runtime, show,
+};
+use super::numbers::whole;
+use super::reshape_args::SourceArgs;
+
+/// Replay a trace of serving traffic against a server, on time, and report what its users would have seen
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// The server, any that speaks OpenAI's API
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    url: Endpoint,
+    /// Let time pass so many times as fast
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = above_zero, conflicts_with = "rate")]
+    scale: f64,
+    /// Requests per second on average, instead of --scale
+    #[arg(long, value_name = "RATE", value_parser = above_zero)]
+    rate: Option<f64>,
+    /// Tokens that a prompt and its answer may have together; longer ones are cut
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    context: Option<u32>,
+    /// Also send what the trace's own service did not answer, for an answer of one token
+    #[arg(long)]
+    failed: bool,
+    /// Send turns when they are due, even if the answer before is not complete
+    #[arg(long)]
+    no_wait: bool,
+    /// Seed of the prompts
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<u64>)]
+    seed: u64,
+    /// Seconds between looks at the server's own counters
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = above_zero)]
+    watch: f64,
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(flatten)]
+    levels: LevelArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  kvik replay azure_llm_2023_conv.csv.zst --duration 3600 --scale 10 --thin 0.05 --context 8192
+  kvik replay mooncake_conversation.jsonl.zst --lengths 0.1 --rate 2 --slo-ttft 2000 --slo-tpot 100 --html report.html
+  kvik trace generate --duration 600 --rate 1 --out burst.csv && kvik replay burst.csv --context 8192
+
+Requests are sent when they are due, whatever the server does; latencies count from then. A turn of a conversation waits
+for the answer before it. Prompts are invented, as long as the trace says and alike where it says so. The exit code is 1
+when a request has no whole answer.";
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    args.report.check()?;
+    let (trace, mut notes) = args.trace()?;
+    let runtime = runtime()?;
+    let asked = runtime.block_on(args.ask.ask(&args.url))?;
+    notes.extend(asked.notes.iter().cloned());
+    let interrupt = Interrupt::install()?;
+    let bar = progress_bar();
+    interrupt.begin();
+    let (exchanges, samples) = runtime.block_on(args.replay(&trace, &asked, &mut |at| {
+        show(&bar, at);
+        if interrupt.pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }));
+    let stopped = interrupt.pressed();
+    interrupt.end();
+    bar.finish_and_clear();
+    let (target, model) = (args.url.to_string(), &asked.target.model);
+    let mut report =
+        LoadReport::new(&target, model, &args.said(&trace), &exchanges, samples, args.levels.levels());
+    report.finished = !stopped;
+    report.notes = notes;
+    args.report.write(&report, || report.html(), &report.text())?;
+    match failed(&report) {
+        _ if stopped => Err(Interrupted.into()),
+        Some(sentence) => anyhow::bail!(sentence),
+        None => Ok(()),
+    }
+}
+
+impl Args {
+    /// The trace as it is sent, and what was done to it.
+    fn trace(&self) -> anyhow::Result<(Trace, Vec<String>)> {
+        let (mut trace, mut notes) = self.source.trace()?;
+        if !self.failed {
+            let before = trace.requests.len();
+            trace = trace.answered();
+            if trace.requests.len() < before {
+                notes.push(format!(
+                    "{} requests that were never answered are left out",
+                    before - trace.requests.len()
+                ));
+            }
+        }
+        if trace.requests.is_empty() {
+            anyhow::bail!(
+                "no request of {} was ever answered; --failed sends them too",
+                self.source.path.display()
+            );
+        }
+        if let Some(context) = self.context {
+            let clipped = trace.clip(context);
+            if clipped.prompts + clipped.answers > 0 {
+                notes.push(format!(
+                    "{} prompts and {} answers are cut to a context of {context} tokens",
+                    clipped.prompts, clipped.answers
+                ));
+            }
+        }
+        let factor = self.rate.map_or(self.scale, |rate| rate / trace.rate().max(f64::MIN_POSITIVE));
+        let first = trace.requests[0].arrival_s;
+        Ok((trace.window(first, f64::INFINITY).faster(factor), notes))
+    }
+
+    async fn replay(
+        &self,
+        trace: &Trace,
+        asked: &Asked,
+        progress: &mut dyn FnMut(kvik_eval::load::Progress) -> ControlFlow<()>,
+    ) -> (Vec<Exchange>, Vec<Sample>) {
+        let writer = PromptWriter::new(asked.material.clone(), self.seed);
+        let previous = trace.previous_turns();
+        let slot = |(request, before): (&kvik_eval::trace::TraceRequest, Option<usize>)| Slot {
+            due_s: request.arrival_s,
+            after: before.filter(|_| !self.no_wait),
+        };
+        let pace = Pace::Open(trace.requests.iter().zip(previous).map(slot).collect());
+        let ask = |index: usize| {
+            let tokens = u64::from(trace.requests[index].output_tokens.max(1));
+            asked.target.ask(&writer.of(trace, index), tokens, index as u64)
+        };
+        let (began, mut samples) = (Instant::now(), Vec::new());
+        let exchanges = {
+            let interval = Duration::from_secs_f64(self.watch);
+            let load = drive(&asked.target, &pace, ask, began, progress);
+            let watch = watch(&asked.target.endpoint, began, interval, &mut samples);
+            tokio::select! {
+                exchanges = load => exchanges,
+                () = watch => Vec::new(), // it watches for as long as it may
+            }
+        };
+        (exchanges, samples)
+    }
+
+    /// The load in words.
+    fn said(&self, trace: &Trace) -> String {
+        let facts = Facts::of(trace);
+        let mut said = format!(
+            "{}, {} requests in {:.0} s, {:.2} per second, open loop",
+            facts.origin, facts.requests, facts.span_s, facts.requests_per_second
+        );
+        if self.rate.is_none() && self.scale != 1.0 {
+            let _ = write!(said, ", {} times as fast", self.scale); // to a String: cannot fail
+        }
+        said
+    }
+}
