@@ -127,7 +127,7 @@ function send() {
   answer([...before, { role: "user", content: text }], text);
 }
 
-/** Asks for the answer to `messages`. If the server refuses them, all is as it was, with `typed` in the field. */
+/** Asks for the answer to `messages`. If none came, refused or stopped, all is as it was, with `typed` in the field. */
 async function answer(messages, typed = null) {
   const mine = conversation, before = mine.messages, edited = editing;
   const started = performance.now();
@@ -168,14 +168,14 @@ async function answer(messages, typed = null) {
   cancelAnimationFrame(drawn);
   if (running === abort) running = null;
   const stopped = abort.signal.aborted;
-  if (failure && !stopped && !message.content) {
+  if (failure && !message.content) {
     mine.messages = before;
     if (mine === conversation) {
       editing = edited;
       if (typed !== null) $("prompt").value = typed;
       if (edited !== null) $("send").textContent = "Send again";
     }
-  } else if (message.content || !stopped) {
+  } else {
     message.info = told({ usage, started, first, last, reason, stopped, failure });
     mine.messages = [...messages, message];
   }

@@ -107,7 +107,15 @@ mod tests {
     #[test]
     fn scripts_parse_no_text_as_markup_and_load_nothing_from_elsewhere() {
         for (path, _, text) in FILES {
-            for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "https:", "onclick="] {
+            for forbidden in [
+                "innerHTML",
+                "outerHTML",
+                "insertAdjacentHTML",
+                "document.write",
+                "eval(",
+                "https:",
+                "onclick=",
+            ] {
                 assert!(!text.contains(forbidden), "{path} has {forbidden}");
             }
         }
