@@ -39,7 +39,7 @@ function show(report, service) {
   const kv = service.kv ?? {}, prefixes = service.prefixes ?? {};
   // Counters that fell are those of another process.
   if (last && (totals.steps ?? 0) < (last.totals.steps ?? 0)) { history.length = 0; last = null; }
-  const rate = name => (last ? ((totals[name] ?? 0) - (last.totals[name] ?? 0)) / ((now - last.at) / 1000) : null);
+  const rate = name => (last ? Math.max(0, (totals[name] ?? 0) - (last.totals[name] ?? 0)) / ((now - last.at) / 1000) : null);
   const stepped = last !== null && totals.steps !== last.totals.steps;
   const busy = stepped || (last === null && (service.running ?? 0) > 0);
   history.push({
