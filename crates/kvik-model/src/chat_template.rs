@@ -153,6 +153,23 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, ChatTemplateError> {
+        let said = messages.iter().map(|message| message.content.len()).sum();
+        self.encode_values(tokenizer, &json!(messages), said, add_generation_prompt, &Map::new())
+    }
+
+    /// As [`encode`](Self::encode), for messages with more than a role and a text, such as calls of tools: a list of objects
+    /// in which `said` bytes of text stand. `variables` are what else the template can see.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_values(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &serde_json::Value,
+        said: usize,
+        add_generation_prompt: bool,
+        variables: &Map<String, serde_json::Value>,
+    ) -> Result<Vec<u32>, ChatTemplateError> {
         let roles = [
             ("bos_token", tokenizer.bos()),
             ("eos_token", tokenizer.eos()),
@@ -161,8 +178,9 @@ impl ChatTemplate {
         ];
         let names =
             roles.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.token_text(id?))));
-        let variables = names.map(|(name, text)| (name, json!(text))).collect();
-        let text = self.render(messages, add_generation_prompt, &variables)?;
+        let mut all: Map<_, _> = names.map(|(name, text)| (name, json!(text))).collect();
+        all.extend(variables.clone());
+        let text = self.render_values(messages, said, add_generation_prompt, &all)?;
         let mut ids = tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?;
         if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos)) {
             ids.insert(0, bos);
@@ -181,17 +199,27 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         variables: &Map<String, serde_json::Value>,
     ) -> Result<String, ChatTemplateError> {
+        let said = messages.iter().map(|message| message.content.len()).sum();
+        self.render_values(&json!(messages), said, add_generation_prompt, variables)
+    }
+
+    fn render_values(
+        &self,
+        messages: &serde_json::Value,
+        said: usize,
+        add_generation_prompt: bool,
+        variables: &Map<String, serde_json::Value>,
+    ) -> Result<String, ChatTemplateError> {
         let mut environment = self.environment.clone();
-        let said: usize = messages.iter().map(|message| message.content.len()).sum();
-        let fuel =
-            BASE_FUEL + FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64).saturating_add(said as u64);
+        let count = messages.as_array().map_or(0, Vec::len) as u64;
+        let fuel = BASE_FUEL + FUEL_PER_MESSAGE.saturating_mul(count).saturating_add(said as u64);
         environment.set_fuel(Some(fuel.min(MAX_FUEL)));
         // `transformers` defines these two whether or not there are any.
         let mut context = json!({"tools": null, "documents": null});
         for (name, value) in variables {
             context[name] = value.clone();
         }
-        context["messages"] = json!(messages);
+        context["messages"] = messages.clone();
         context["add_generation_prompt"] = json!(add_generation_prompt);
         // Errors hold values of the template's: they too are dropped where there is room.
         on_large_stack(|| {

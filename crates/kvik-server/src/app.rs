@@ -3,14 +3,14 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{body::Body, http::HeaderMap};
 use kvik_engine::{EngineFacts, Service};
-use kvik_model::ChatTemplate;
+use kvik_model::{ChatTemplate, Tokenizer};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
@@ -37,6 +37,7 @@ pub struct App {
     pub metrics: Metrics,
     bodies: BodyBudget,
     preparing: Semaphore,
+    draining: AtomicBool,
     created: u64,
     ids: Ids,
 }
@@ -57,6 +58,7 @@ impl App {
             metrics: Metrics::default(),
             bodies: BodyBudget::new(config.max_bodies_bytes),
             preparing: Semaphore::new(PREPARING),
+            draining: AtomicBool::new(false),
             created: now.as_secs(),
             ids: Ids { seed: seed.into(), next: AtomicU64::new(0) },
             service,
@@ -85,9 +87,29 @@ impl App {
         }
     }
 
+    /// What cuts text into tokens.
+    ///
+    /// # Errors
+    /// 400 if the model has none that can be used.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {
+        let tokenizer = self.facts().tokenizer.as_ref();
+        tokenizer.map_err(|error| ApiError::invalid(error.to_string()).param("model"))
+    }
+
     /// When the server started, in seconds since 1970.
     pub fn created(&self) -> u64 {
         self.created
+    }
+
+    /// Takes no new requests from here on; what runs goes on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.service.drain();
+    }
+
+    /// Whether no new requests are taken.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// A new id that begins with `prefix`.
@@ -104,7 +126,8 @@ impl App {
         match asked {
             Some(asked) if asked != name && !asked.is_empty() => {
                 let asked: String = asked.chars().take(100).collect();
-                let message = format!("there is no model '{asked}' here: ask for '{name}', or for none by name");
+                let message =
+                    format!("there is no model '{asked}' here: ask for '{name}', or for none by name");
                 Err(ApiError::not_found(message).param("model").code("model_not_found"))
             }
             _ => Ok(()),
@@ -133,7 +156,8 @@ impl App {
         self: &Arc<Self>,
         work: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let failed = || ApiError::internal("the request could not be prepared: this is a fault of the server");
+        let failed =
+            || ApiError::internal("the request could not be prepared: this is a fault of the server");
         let _permit = self.preparing.acquire().await.map_err(|_| failed())?;
         let app = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&app)).await;

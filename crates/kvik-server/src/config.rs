@@ -221,6 +221,17 @@ pub enum Sharing {
     All,
 }
 
+impl Sharing {
+    /// As the option says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::PerKey => "per-key",
+            Self::All => "all",
+        }
+    }
+}
+
 /// A number of bytes: `512MiB`, `2GiB`, `100000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);

@@ -12,12 +12,23 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
-pub mod body;
+mod app;
+mod body;
 pub mod config;
-pub mod error;
+mod error;
+mod generation;
 pub mod keys;
 pub mod limits;
-pub mod metrics;
-pub mod pipeline;
-pub mod sse;
-pub mod wire;
+pub mod log;
+mod metrics;
+mod openapi;
+mod pipeline;
+mod routes;
+mod serve;
+mod sse;
+mod wire;
+
+pub use app::App;
+pub use openapi::description;
+pub use routes::router;
+pub use serve::{Server, signals};

@@ -8,6 +8,8 @@ pub mod answer;
 pub mod format;
 pub mod logprobs;
 pub mod params;
+pub mod prompt;
+pub mod tool_use;
 
 use std::{
     pin::Pin,
@@ -16,7 +18,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, stream};
-use kvik_engine::{Constraint, Reply, Request, StopReason, SubmitError, Update};
+use kvik_engine::{ConstraintSource, Reply, Request, StopReason, SubmitError, Update};
 
 use crate::{app::App, error::ApiError, limits::Admission, wire::Usage};
 
@@ -30,8 +32,10 @@ pub struct Job {
     pub params: Params,
     /// Report log-probabilities, and of this many other tokens.
     pub logprobs: Option<usize>,
+    /// The field of the request that the prompts come from.
+    pub field: &'static str,
     /// What the answer must look like.
-    pub constraint: Option<Constraint>,
+    pub constraint: Option<ConstraintSource>,
 }
 
 type Updates = stream::SelectAll<Pin<Box<dyn Stream<Item = (usize, Update)> + Send>>>;
@@ -64,18 +68,24 @@ impl Job {
     /// # Errors
     /// 400 if it does not fit, 429 if there is too much to do, 503 if the server is about to end.
     pub fn submit(self, app: &Arc<App>, admission: Admission) -> Result<Running, ApiError> {
-        let Job { prompts, params, logprobs, constraint } = self;
+        let Job { prompts, params, logprobs, field, constraint } = self;
         let answers = prompts.len().saturating_mul(params.n);
         let most = app.config.max_choices;
         if answers > most {
-            let message = format!("{} prompts with n = {} are {answers} answers: this server gives at most {most} to one request", prompts.len(), params.n);
+            let message = format!(
+                "{} prompts with n = {} are {answers} answers: this server gives at most {most} to one request",
+                prompts.len(),
+                params.n
+            );
             return Err(ApiError::invalid(message).param("n"));
         }
         let caller = admission.caller();
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let deadline = app.config.request_timeout.map(|time| Instant::now() + time);
         let mut updates = Updates::new();
-        for (index, prompt) in prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, params.n)).enumerate() {
+        for (index, prompt) in
+            prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, params.n)).enumerate()
+        {
             let mut sampling = params.sampling.clone();
             let of_prompt = (index % params.n) as u64;
             sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(of_prompt));
@@ -97,7 +107,7 @@ impl Job {
                 deadline,
                 want_hidden: false,
             };
-            let reply = app.service.submit(request).map_err(refused)?;
+            let reply = app.service.submit(request).map_err(|error| refused(error, field))?;
             updates.push(Box::pin(numbered(index, reply)));
         }
         admission.charge(prompt_tokens);
@@ -181,7 +191,7 @@ impl Running {
 }
 
 /// What a request's sender is told when the service does not take it.
-pub fn refused(error: SubmitError) -> ApiError {
+pub fn refused(error: SubmitError, field: &str) -> ApiError {
     match error {
         SubmitError::Overloaded { retry_after } => {
             let message = "the server has as many requests waiting as it may: try again later";
@@ -189,7 +199,7 @@ pub fn refused(error: SubmitError) -> ApiError {
         }
         SubmitError::Draining => ApiError::draining(),
         error @ SubmitError::TooLong { .. } => {
-            ApiError::invalid(error.to_string()).param("messages").code("context_length_exceeded")
+            ApiError::invalid(error.to_string()).param(field).code("context_length_exceeded")
         }
         error => ApiError::invalid(error.to_string()),
     }

@@ -91,7 +91,12 @@ impl Params {
             None => app.config.pipeline.clone(),
         };
         Ok(Self {
-            frequency_penalty: within("frequency_penalty", fields.frequency_penalty.unwrap_or(0.0), -2.0, 2.0)?,
+            frequency_penalty: within(
+                "frequency_penalty",
+                fields.frequency_penalty.unwrap_or(0.0),
+                -2.0,
+                2.0,
+            )?,
             presence_penalty: within("presence_penalty", fields.presence_penalty.unwrap_or(0.0), -2.0, 2.0)?,
             logit_bias: logit_bias(fields.logit_bias.unwrap_or_default(), app.facts().vocabulary)?,
             stop: stop(fields.stop)?,
@@ -148,7 +153,10 @@ fn stop(given: Option<Stop>) -> Result<Vec<String>, ApiError> {
         return wrong(format!("stop has {} strings: at most {MOST_STOPS} are watched for", stops.len()));
     }
     if let Some(long) = stops.iter().find(|stop| stop.len() > LONGEST_STOP) {
-        return wrong(format!("a stop string has {} bytes: at most {LONGEST_STOP} are watched for", long.len()));
+        return wrong(format!(
+            "a stop string has {} bytes: at most {LONGEST_STOP} are watched for",
+            long.len()
+        ));
     }
     if stops.iter().any(String::is_empty) {
         return wrong("a stop string is empty: give it a character or leave it out".to_owned());
@@ -167,7 +175,9 @@ fn logit_bias(
     let mut biases = Vec::with_capacity(given.len());
     for (token, bias) in given {
         match token.parse::<u32>() {
-            Ok(id) if (id as usize) < vocabulary => biases.push((id, within("logit_bias", bias, -100.0, 100.0)?)),
+            Ok(id) if (id as usize) < vocabulary => {
+                biases.push((id, within("logit_bias", bias, -100.0, 100.0)?))
+            }
             _ => {
                 let token: String = token.chars().take(40).collect();
                 let last = vocabulary.saturating_sub(1);

@@ -163,7 +163,7 @@ pub struct ChatChoice {
     pub message: AnswerMessage,
     /// The log-probabilities of its tokens.
     pub logprobs: Option<ChatLogprobs>,
-    /// `stop`, `length`, `tool_calls`, or `cancelled` after the server's limit of time.
+    /// `stop`, `length` or `tool_calls`.
     pub finish_reason: Option<&'static str>,
 }
 
@@ -257,12 +257,27 @@ pub struct ChatDelta {
     pub tool_calls: Vec<ToolCallDelta>,
 }
 
-/// A call of a function, with its place among the calls of the answer.
-#[derive(Debug, Serialize, ToSchema)]
+/// More of a call of a function.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct ToolCallDelta {
-    /// Its place.
+    /// Which call of the answer.
     pub index: usize,
-    /// The call.
-    #[serde(flatten)]
-    pub call: ToolCall,
+    /// What its answer refers to: where the call begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// `function`, where the call begins.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    /// More of the call.
+    pub function: FunctionCallDelta,
+}
+
+/// More of a function's name and of what it is called with.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+pub struct FunctionCallDelta {
+    /// Its name, where the call begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// More of its arguments.
+    pub arguments: String,
 }
