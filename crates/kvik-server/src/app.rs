@@ -2,14 +2,14 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{body::Body, http::HeaderMap};
-use kvik_engine::{EngineFacts, Service};
+use kvik_engine::{ConstraintCompiler, ConstraintError, EngineFacts, Service};
 use kvik_model::{ChatTemplate, Tokenizer};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -37,6 +37,7 @@ pub struct App {
     pub metrics: Metrics,
     bodies: BodyBudget,
     preparing: Semaphore,
+    constraints: OnceLock<Result<ConstraintCompiler, ConstraintError>>,
     draining: AtomicBool,
     created: u64,
     ids: Ids,
@@ -58,6 +59,7 @@ impl App {
             metrics: Metrics::default(),
             bodies: BodyBudget::new(config.max_bodies_bytes),
             preparing: Semaphore::new(PREPARING),
+            constraints: OnceLock::new(),
             draining: AtomicBool::new(false),
             created: now.as_secs(),
             ids: Ids { seed: seed.into(), next: AtomicU64::new(0) },
@@ -94,6 +96,16 @@ impl App {
     pub fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {
         let tokenizer = self.facts().tokenizer.as_ref();
         tokenizer.map_err(|error| ApiError::invalid(error.to_string()).param("model"))
+    }
+
+    /// What makes constraints for answers of this model; made when it is first asked for.
+    ///
+    /// # Errors
+    /// 400 if the model's tokens cannot be used for it.
+    pub fn constraints(&self) -> Result<&ConstraintCompiler, ApiError> {
+        let tokenizer = self.tokenizer()?;
+        let compiler = self.constraints.get_or_init(|| ConstraintCompiler::new(tokenizer));
+        compiler.as_ref().map_err(|error| ApiError::invalid(error.to_string()).param("response_format"))
     }
 
     /// When the server started, in seconds since 1970.
@@ -146,6 +158,11 @@ impl App {
     ) -> Result<T, ApiError> {
         let limits = BodyLimits { bytes: self.config.max_body_bytes, time: self.config.body_timeout };
         body::read(headers, body, limits, &self.bodies, parse).await
+    }
+
+    /// Memory that bodies of requests take right now.
+    pub fn body_bytes(&self) -> usize {
+        self.bodies.used_bytes()
     }
 
     /// Does work that takes the processor for a while where it stops nobody else, a few at a time.

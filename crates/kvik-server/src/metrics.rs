@@ -42,6 +42,7 @@ pub struct Metrics {
     completion_tokens: Counter,
     panics: Counter,
     connections: Gauge,
+    body_bytes: Gauge,
     service: Family<FigureLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
 }
 
@@ -59,6 +60,7 @@ impl Default for Metrics {
             completion_tokens: Counter::default(),
             panics: Counter::default(),
             connections: Gauge::default(),
+            body_bytes: Gauge::default(),
             service: Family::default(),
             registry: Registry::default(),
         };
@@ -87,6 +89,11 @@ impl Default for Metrics {
         registry.register("completion_tokens", "Tokens of answers", metrics.completion_tokens.clone());
         registry.register("panics", "Requests that failed by a fault of the server", metrics.panics.clone());
         registry.register("connections", "Connections that are open", metrics.connections.clone());
+        registry.register(
+            "body_bytes",
+            "Memory that bodies of requests take while they are read",
+            metrics.body_bytes.clone(),
+        );
         registry.register(
             "service",
             "What the service holds and has done: the figures of /v1/kv by their names",
@@ -133,11 +140,6 @@ impl Metrics {
         self.panics.inc();
     }
 
-    /// Requests that failed by a fault of the server.
-    pub fn panics(&self) -> u64 {
-        self.panics.get()
-    }
-
     /// A connection was opened.
     pub fn connected(&self) {
         self.connections.inc();
@@ -146,6 +148,11 @@ impl Metrics {
     /// A connection was closed.
     pub fn disconnected(&self) {
         self.connections.dec();
+    }
+
+    /// Memory that bodies of requests take right now.
+    pub fn bodies(&self, bytes: usize) {
+        self.body_bytes.set(bytes as i64);
     }
 
     /// The page: all figures, those of `status` (an object of numbers and of such objects) among them.

@@ -23,6 +23,7 @@ use crate::{
 
 /// A conversation, and how its next message is to be generated.
 #[derive(Deserialize, ToSchema)]
+#[expect(dead_code, reason = "described to clients, read in two parts")]
 pub struct ChatBody {
     /// The conversation.
     #[serde(flatten)]
@@ -34,6 +35,7 @@ pub struct ChatBody {
 
 /// A text, and how it is to be continued.
 #[derive(Deserialize, ToSchema)]
+#[expect(dead_code, reason = "described to clients, read in two parts")]
 pub struct CompletionBody {
     /// The text.
     #[serde(flatten)]
@@ -45,6 +47,7 @@ pub struct CompletionBody {
 
 /// A conversation, and how its next message is to be generated.
 #[derive(Deserialize, ToSchema)]
+#[expect(dead_code, reason = "described to clients, read in two parts")]
 pub struct ResponsesBody {
     /// The conversation.
     #[serde(flatten)]

@@ -1,12 +1,12 @@
 //! `response_format`: what form an answer must have.
 
-use kvik_engine::{ConstraintSource, constraint::ConstraintError};
+use kvik_engine::{Constraint, ConstraintError, ConstraintSource};
 use serde_json::json;
 
 use super::tool_use::ToolUse;
 use crate::{app::App, error::ApiError, wire::generation::ResponseFormat};
 
-/// What an answer must look like, by its form or because it must call a function; checked, so that it can be followed.
+/// What an answer must look like, by its form or because it must call a function.
 ///
 /// # Errors
 /// 400: a form that is not known, that lacks its schema, grammar or expression, or that this model cannot follow.
@@ -14,13 +14,13 @@ pub fn constraint(
     app: &App,
     format: Option<&ResponseFormat>,
     tools: &ToolUse,
-) -> Result<Option<ConstraintSource>, ApiError> {
+) -> Result<Option<Constraint>, ApiError> {
     let form = format.map(source).transpose()?.flatten();
-    let source = tools.constraint(app)?.or(form);
-    if let Some(source) = &source {
-        compile(app, source)?;
-    }
-    Ok(source)
+    let Some(source) = tools.constraint(app)?.or(form) else { return Ok(None) };
+    let refused = |error: ConstraintError| {
+        ApiError::invalid(error.to_string()).param("response_format").code("invalid_constraint")
+    };
+    app.constraints()?.compile(&source).map(Some).map_err(refused)
 }
 
 fn source(format: &ResponseFormat) -> Result<Option<ConstraintSource>, ApiError> {
@@ -45,11 +45,4 @@ fn source(format: &ResponseFormat) -> Result<Option<ConstraintSource>, ApiError>
             return Err(ApiError::invalid(message).param("response_format.type"));
         }
     })
-}
-
-fn compile(app: &App, source: &ConstraintSource) -> Result<(), ApiError> {
-    let refused = |error: ConstraintError| {
-        ApiError::invalid(error.to_string()).param("response_format").code("invalid_constraint")
-    };
-    app.facts().constraints().map_err(refused)?.compile(source).map(|_| ()).map_err(refused)
 }

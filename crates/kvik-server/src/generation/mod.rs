@@ -18,7 +18,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, stream};
-use kvik_engine::{ConstraintSource, Reply, Request, StopReason, SubmitError, Update};
+use kvik_engine::{Constraint, Reply, Request, RequestError, StopReason, SubmitError, Update, sampling::TokenMask};
 
 use crate::{app::App, error::ApiError, limits::Admission, wire::Usage};
 
@@ -35,7 +35,7 @@ pub struct Job {
     /// The field of the request that the prompts come from.
     pub field: &'static str,
     /// What the answer must look like.
-    pub constraint: Option<ConstraintSource>,
+    pub constraint: Option<Constraint>,
 }
 
 type Updates = stream::SelectAll<Pin<Box<dyn Stream<Item = (usize, Update)> + Send>>>;
@@ -101,7 +101,7 @@ impl Job {
                 stop: params.stop.clone(),
                 logprobs,
                 ignore_end_of_text: params.ignore_end_of_text,
-                constraint: constraint.clone(),
+                constraint: constraint.clone().map(|constraint| Box::new(constraint) as Box<dyn TokenMask>),
                 priority: caller.priority.saturating_add(params.priority.min(0)),
                 owner: caller.name.clone(),
                 deadline,
@@ -170,7 +170,7 @@ impl Running {
             Update::Embedding(_) => {}
             Update::Failed(error) => {
                 self.open = 0;
-                return Some(Err(ApiError::internal(error.to_string())));
+                return Some(Err(failed(error)));
             }
         }
         Some(Ok((index, update)))
@@ -198,10 +198,24 @@ pub fn refused(error: SubmitError, field: &str) -> ApiError {
             ApiError::overloaded(message, retry_after.max(Duration::from_secs(1)))
         }
         SubmitError::Draining => ApiError::draining(),
-        error @ SubmitError::TooLong { .. } => {
+        error @ (SubmitError::TooLong { .. } | SubmitError::TooLarge { .. }) => {
             ApiError::invalid(error.to_string()).param(field).code("context_length_exceeded")
         }
-        error => ApiError::invalid(error.to_string()),
+        error @ SubmitError::Unhealthy(_) => ApiError::internal(error.to_string()),
+        error @ SubmitError::Invalid(_) => ApiError::invalid(error.to_string()),
+    }
+}
+
+/// What a request's sender is told when the service cannot finish what it took.
+pub fn failed(error: &RequestError) -> ApiError {
+    match error {
+        RequestError::Deadline => ApiError::overloaded(error.to_string(), Duration::from_secs(5)),
+        RequestError::Stopped => ApiError { message: error.to_string(), ..ApiError::draining() },
+        RequestError::OutOfMemory { .. } => ApiError::invalid(error.to_string()).code("context_length_exceeded"),
+        RequestError::Engine(_) | RequestError::Internal(_) => {
+            tracing::error!(%error, "a request failed");
+            ApiError::internal(error.to_string())
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::{json, receive_plain};
 use crate::{
     app::App,
     error::{ApiError, ErrorBody},
-    generation::{prompt, refused},
+    generation::{failed, prompt, refused},
     pipeline,
     wire::embedding::{Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, Vector},
 };
@@ -75,7 +75,7 @@ pub async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Resp
         let vector = loop {
             match reply.next().await {
                 Some(Update::Embedding(vector)) => break vector,
-                Some(Update::Failed(error)) => return Err(ApiError::internal(error.to_string())),
+                Some(Update::Failed(error)) => return Err(failed(&error)),
                 Some(_) => {}
                 None => return Err(ApiError::internal("the service ended before the vector was there")),
             }

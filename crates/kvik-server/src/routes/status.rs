@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -13,7 +14,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::json as answer;
-use crate::{app::App, error::ApiError};
+use crate::{app::App, error::ApiError, keys::Caller};
 
 /// Whether the server takes requests.
 #[derive(Debug, Serialize, ToSchema)]
@@ -90,6 +91,7 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
     responses((status = 200, description = "In OpenMetrics text", body = String, content_type = "text/plain")),
 )]
 pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    app.metrics.bodies(app.body_bytes());
     let page = app.metrics.page(&status(&app)?);
     let page = page.map_err(|error| ApiError::internal(format!("the figures cannot be written: {error}")))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -101,12 +103,22 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> 
     get, path = "/v1/kv", tag = "status",
     responses((status = 200, description = "The cache", body = KvReport)),
 )]
-pub async fn kv(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+pub async fn kv(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Arc<Caller>>,
+) -> Result<Response, ApiError> {
+    let mut service = status(&app)?;
+    // With several keys, nobody sees what others do.
+    if app.keys.len() > 1
+        && let Some(owners) = service["owners"].as_array_mut()
+    {
+        owners.retain(|owner| owner["owner"].as_str() == caller.name.as_deref());
+    }
     Ok(answer(&KvReport {
         model: app.config.model_name.clone(),
         pipeline: app.config.pipeline.to_string(),
         prefix_sharing: app.config.sharing.name(),
-        service: status(&app)?,
+        service,
         methods: METHODS.iter().map(|method| card(method)).collect(),
     }))
 }

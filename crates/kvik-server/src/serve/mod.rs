@@ -134,9 +134,13 @@ async fn connection(app: &App, router: Router, stream: TcpStream, mut ending: wa
     builder.timer(TokioTimer::new()).header_read_timeout(app.config.header_timeout);
     let connection = builder.serve_connection(stream, TowerToHyperService::new(router));
     tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        _ = ending.wait_for(|ending| *ending) => {
+    let ended = tokio::select! {
+        result = connection.as_mut() => Some(result),
+        () = async { ending.wait_for(|ending| *ending).await.map_or((), |_| ()) } => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

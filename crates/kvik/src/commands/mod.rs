@@ -11,6 +11,7 @@ pub mod microscope;
 pub mod pull;
 pub mod reproduce;
 pub mod score;
+pub mod serve;
 pub mod tokenize;
 
 mod conversation;
