@@ -2,10 +2,12 @@
 //! values.
 
 use crate::{
+    constraint::{ConstraintCompiler, ConstraintError},
     error::EngineError,
     generate::{Event, GenerateRequest, Generation, Generator},
     language_model::{LanguageModel, LocalModel},
     score::{self, Score},
+    sampling::TokenMask,
     session::{Sequence, Session, check_vocabulary},
 };
 use kvik_kernels::{Phase, ThreadPool};
@@ -14,7 +16,11 @@ use kvik_model::{
     ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, layers::Logits,
     tokenizer::TokenizerError,
 };
-use std::{ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 /// More threads than any machine of today has cores.
 const MAX_THREADS: usize = 1024;
@@ -57,6 +63,8 @@ pub struct Engine {
     chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
     pool: ThreadPool,
     prefill_chunk_tokens: usize,
+    /// Made when the first constraint comes.
+    constraints: OnceLock<Result<Arc<ConstraintCompiler>, ConstraintError>>,
 }
 
 impl Engine {
@@ -90,7 +98,8 @@ impl Engine {
         let store = KvStore::new(model.kv_shape().clone(), options.sessions, context_tokens, step_tokens)?;
         let workspace = model.workspace(pool.threads(), context_tokens);
         let local = LocalModel { model, store, workspace };
-        Ok(Self { local, tokenizer, chat_template, pool, prefill_chunk_tokens })
+        let constraints = OnceLock::new();
+        Ok(Self { local, tokenizer, chat_template, pool, prefill_chunk_tokens, constraints })
     }
 
     /// The model's tokenizer.
@@ -108,6 +117,16 @@ impl Engine {
     /// What is wrong with the template. A model with a broken one still loads, for plain completion needs none.
     pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, &ChatTemplateError> {
         self.chat_template.as_ref().map(Option::as_ref)
+    }
+
+    /// What compiles constraints for this model; made when it is first asked for, and shared.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`] or [`EngineError::Constraint`] if the model's tokens cannot be used for it.
+    pub fn constraint_compiler(&self) -> Result<Arc<ConstraintCompiler>, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let compiler = self.constraints.get_or_init(|| ConstraintCompiler::new(tokenizer).map(Arc::new));
+        Ok(compiler.clone()?)
     }
 
     /// What the model is.
@@ -263,6 +282,10 @@ impl Engine {
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
         let context_tokens = self.context_tokens();
+        let mask = match &request.constraint {
+            Some(source) => Some(Box::new(self.constraint_compiler()?.compile(source)?) as Box<dyn TokenMask>),
+            None => None,
+        };
         let tokenizer = self.tokenizer.as_ref().map_err(Arc::clone)?;
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let generator = Generator {
@@ -270,6 +293,7 @@ impl Engine {
             tokenizer,
             context_tokens,
             prefill_chunk_tokens: self.prefill_chunk_tokens,
+            mask,
         };
         generator.run(request, on_event)
     }

@@ -1,6 +1,10 @@
 //! What can go wrong with a request, as sentences that say what to do.
 
-use crate::{sampling::InvalidSampling, stop::EmptyStopString};
+use crate::{
+    constraint::ConstraintError,
+    sampling::{InvalidSampling, MaskError},
+    stop::EmptyStopString,
+};
 use kvik_kv::{CacheError, KvStoreError};
 use kvik_model::{CheckpointError, ForwardError, ModelError, PrepareError, tokenizer::TokenizerError};
 use std::sync::Arc;
@@ -35,6 +39,12 @@ pub enum EngineError {
     /// A stop string is empty.
     #[error(transparent)]
     Stop(#[from] EmptyStopString),
+    /// What the text must look like cannot be understood or is too much.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+    /// The text cannot go on as its constraint demands.
+    #[error(transparent)]
+    Mask(#[from] MaskError),
     /// No thread, or more than any machine has.
     #[error("{threads} threads were asked for: use 1 to {max}")]
     Threads {

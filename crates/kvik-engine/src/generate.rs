@@ -3,14 +3,15 @@
 //! What the session already holds of the prompt is kept, the rest is prefilled in chunks, and then one token is
 //! sampled per step until something ends it: the model's own end-of-text token, a stop string, the limit of tokens,
 //! the end of the context, or the caller, who hears of every chunk and token and can stop after each. All buffers are
-//! sized before the first token, so that decoding does not allocate.
+//! sized before the first token, so that decoding does not allocate, unless a constraint has to be followed.
 
 mod transcript;
 
 use crate::{
+    constraint::ConstraintSource,
     error::EngineError,
     log_softmax::{LogSoftmax, TokenLogprob},
-    sampling::{Sampler, SamplingOptions},
+    sampling::{Sampler, SamplingOptions, TokenMask},
     session::{Sequence, check_vocabulary},
     stop::StopStrings,
 };
@@ -36,6 +37,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// Go on after the model's end-of-text token, for measurements that need a fixed number of tokens.
     pub ignore_end_of_text: bool,
+    /// What the text must look like. It ends when nothing more may follow, whether or not the model says that it ended.
+    pub constraint: Option<ConstraintSource>,
 }
 
 /// What happens while a request runs.
@@ -62,7 +65,7 @@ pub enum Event<'a> {
 /// Why a text ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// The model ended it: the last completion token says so.
+    /// The model ended it, as the last completion token says, or its constraint allows nothing more.
     EndOfText,
     /// This stop string appeared.
     StopString(String),
@@ -127,6 +130,8 @@ pub(crate) struct Generator<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) context_tokens: usize,
     pub(crate) prefill_chunk_tokens: usize,
+    /// What takes out tokens before each is chosen.
+    pub(crate) mask: Option<Box<dyn TokenMask>>,
 }
 
 impl Generator<'_> {
@@ -153,6 +158,8 @@ impl Generator<'_> {
         let mut completion_ids = Vec::with_capacity(limit);
         let mut logprobs = Vec::with_capacity(if request.logprobs.is_some() { limit } else { 0 });
         let mut log_softmax = LogSoftmax::default();
+        // The model's own logits stay for the log-probabilities.
+        let mut masked = Vec::with_capacity(if self.mask.is_some() { vocab_size } else { 0 });
 
         let kept = self.sequence.keep_common_prefix(&prompt);
         let missing = &prompt[kept..];
@@ -167,7 +174,19 @@ impl Generator<'_> {
             ControlFlow::Continue(mut logits) => loop {
                 let history = &self.sequence.tokens[..];
                 let no_finite_logit = EngineError::NoFiniteLogit { position: history.len() };
-                let id = sampler.sample(&logits, history).ok_or(no_finite_logit)?;
+                let id = match &mut self.mask {
+                    None => sampler.sample(&logits, history),
+                    Some(mask) => {
+                        masked.clear();
+                        masked.extend_from_slice(&logits);
+                        mask.mask(&mut masked)?;
+                        sampler.sample(&masked, history)
+                    }
+                };
+                let id = id.ok_or(no_finite_logit)?;
+                if let Some(mask) = &mut self.mask {
+                    mask.accept(id)?;
+                }
                 first_token.get_or_insert_with(Instant::now);
                 let logprob = request.logprobs.and_then(|top| log_softmax.token(&logits, id, top));
                 completion_ids.push(id);
@@ -176,6 +195,8 @@ impl Generator<'_> {
                     Some(StopReason::EndOfText)
                 } else if let Some(stop) = transcript.push(id) {
                     Some(StopReason::StopString(stop.to_owned()))
+                } else if self.mask.as_ref().is_some_and(|mask| mask.is_finished()) {
+                    Some(StopReason::EndOfText)
                 } else {
                     (completion_ids.len() == limit).then(|| at_limit.clone())
                 };

@@ -7,7 +7,8 @@
 //! The rooms, in the order in which a token passes them: `session` finds the part of the prompt that is cached
 //! already, `generate` runs the rest through the model in chunks and then token by token, `sampling` chooses each
 //! token from the logits, `log_softmax` turns logits into log-probabilities, `stop` holds back text that may begin a
-//! stop string. `language_model` is the seam to the model below.
+//! stop string. `constraint` takes out tokens that would break the form that a text must have, and `tool_calls` finds
+//! calls of functions in it. `language_model` is the seam to the model below.
 //!
 //! Results depend on the request alone: not on the number of threads, not on the prefill chunk size, not on what the
 //! session held before.
@@ -15,6 +16,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod constraint;
 mod engine;
 mod error;
 mod generate;
@@ -25,7 +27,9 @@ pub mod sampling;
 mod score;
 mod session;
 mod stop;
+pub mod tool_calls;
 
+pub use constraint::{Constraint, ConstraintCompiler, ConstraintError, ConstraintSource};
 pub use engine::{Engine, EngineOptions};
 pub use error::EngineError;
 pub use generate::{Event, GenerateRequest, Generation, StopReason};

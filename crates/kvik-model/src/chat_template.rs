@@ -25,20 +25,68 @@ use crate::{
     tokenizer::{EncodeOptions, Tokenizer, TokenizerError},
 };
 
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One turn of a conversation. Templates see what is empty or absent as undefined, but for the content.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant` or what else the template knows.
+    /// Who speaks: `system`, `user`, `assistant`, `tool` or what else the template knows.
     pub role: String,
     /// What is said.
     pub content: String,
+    /// The functions that an assistant's message calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call a tool's message answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// Who speaks, by name; the function, in a tool's message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), ..Self::default() }
     }
+}
+
+/// A call in an assistant's message, in the form that templates expect: `{"type": "function", "id": …, "function": {"name": …,
+/// "arguments": {…}}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// Always `function`.
+    #[serde(rename = "type", default = "function")]
+    kind: String,
+    /// What the answer refers to.
+    #[serde(default)]
+    pub id: String,
+    /// What is called.
+    pub function: FunctionCall,
+}
+
+/// A function and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionCall {
+    /// The function's name.
+    pub name: String,
+    /// Its arguments: an object, which templates write out themselves, or a string if they are no JSON.
+    pub arguments: serde_json::Value,
+}
+
+impl ToolCall {
+    /// A call of the function `name`, whose arguments are the JSON text `arguments`.
+    pub fn new(id: impl Into<String>, name: impl Into<String>, arguments: &str) -> Self {
+        let arguments = match arguments.trim() {
+            "" => json!({}),
+            // What a model wrote may be broken; then it is shown to it as it was.
+            text => serde_json::from_str(text).unwrap_or_else(|_| arguments.into()),
+        };
+        Self { kind: function(), id: id.into(), function: FunctionCall { name: name.into(), arguments } }
+    }
+}
+
+fn function() -> String {
+    "function".to_owned()
 }
 
 /// Why a conversation cannot be written out.
@@ -141,6 +189,11 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Whether the template tells the model of functions that it may call. Another leaves them out without a word.
+    pub fn knows_tools(&self) -> bool {
+        self.source.contains("tools")
+    }
+
     /// The tokens of `messages`, written out. If `add_generation_prompt`, the opening of the assistant's turn follows,
     /// so that the model answers. BOS is put before them if the tokenizer's file asks for it and the template does
     /// not write it.
@@ -153,20 +206,19 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, ChatTemplateError> {
-        let said = messages.iter().map(|message| message.content.len()).sum();
-        self.encode_values(tokenizer, &json!(messages), said, add_generation_prompt, &Map::new())
+        self.encode_with(tokenizer, messages, add_generation_prompt, &Map::new())
     }
 
-    /// As [`encode`](Self::encode), for messages with more than a role and a text, such as calls of tools: a list of objects
-    /// in which `said` bytes of text stand. `variables` are what else the template can see.
+    /// As [`encode`](Self::encode), with what else the template can see: `tools` (a list of objects as
+    /// `{"type": "function", "function": {"name": …, "description": …, "parameters": …}}`), `enable_thinking` and the like.
+    /// The names of special tokens cannot be replaced.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    pub fn encode_values(
+    pub fn encode_with(
         &self,
         tokenizer: &Tokenizer,
-        messages: &serde_json::Value,
-        said: usize,
+        messages: &[Message],
         add_generation_prompt: bool,
         variables: &Map<String, serde_json::Value>,
     ) -> Result<Vec<u32>, ChatTemplateError> {
@@ -176,11 +228,12 @@ impl ChatTemplate {
             ("unk_token", tokenizer.unknown()),
             ("pad_token", tokenizer.padding()),
         ];
-        let names =
-            roles.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.token_text(id?))));
-        let mut all: Map<_, _> = names.map(|(name, text)| (name, json!(text))).collect();
-        all.extend(variables.clone());
-        let text = self.render_values(messages, said, add_generation_prompt, &all)?;
+        let mut variables = variables.clone();
+        for (name, id) in roles {
+            variables.remove(name);
+            variables.extend(id.map(|id| (name.to_owned(), json!(tokenizer.token_text(id)))));
+        }
+        let text = self.render(messages, add_generation_prompt, &variables)?;
         let mut ids = tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?;
         if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos)) {
             ids.insert(0, bos);
@@ -199,27 +252,17 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         variables: &Map<String, serde_json::Value>,
     ) -> Result<String, ChatTemplateError> {
-        let said = messages.iter().map(|message| message.content.len()).sum();
-        self.render_values(&json!(messages), said, add_generation_prompt, variables)
-    }
-
-    fn render_values(
-        &self,
-        messages: &serde_json::Value,
-        said: usize,
-        add_generation_prompt: bool,
-        variables: &Map<String, serde_json::Value>,
-    ) -> Result<String, ChatTemplateError> {
         let mut environment = self.environment.clone();
-        let count = messages.as_array().map_or(0, Vec::len) as u64;
-        let fuel = BASE_FUEL + FUEL_PER_MESSAGE.saturating_mul(count).saturating_add(said as u64);
+        let said: usize = messages.iter().map(|message| message.content.len()).sum();
+        let fuel =
+            BASE_FUEL + FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64).saturating_add(said as u64);
         environment.set_fuel(Some(fuel.min(MAX_FUEL)));
         // `transformers` defines these two whether or not there are any.
         let mut context = json!({"tools": null, "documents": null});
         for (name, value) in variables {
             context[name] = value.clone();
         }
-        context["messages"] = messages.clone();
+        context["messages"] = json!(messages);
         context["add_generation_prompt"] = json!(add_generation_prompt);
         // Errors hold values of the template's: they too are dropped where there is room.
         on_large_stack(|| {

@@ -14,6 +14,7 @@ pub mod score;
 pub mod serve;
 pub mod tokenize;
 
+mod constraint_args;
 mod conversation;
 mod engine_args;
 mod input;
