@@ -107,9 +107,9 @@ mod tests {
 
     #[test]
     fn the_wrong_character_is_pointed_at() {
-        let message = refusal("snapkv(budget=12)+nothing", None);
-        assert!(message.ends_with("  snapkv(budget=12)+nothing\n                    ^"), "{message}");
-        assert!(message.contains("(character 18)"), "{message}");
+        let message = refusal("snapkv(budget=512)+nothing", None);
+        assert!(message.ends_with("  snapkv(budget=512)+nothing\n                     ^"), "{message}");
+        assert!(message.contains("(character 19)"), "{message}");
     }
 
     #[test]

@@ -4,15 +4,17 @@
 //! sent now and then, so that nobody between client and server takes the connection for dead. When the client goes
 //! away the stream is dropped, with it what it waits for, and with that the request.
 
-use std::{convert::Infallible, future::Future, time::Duration};
+use std::{convert::Infallible, future::Future, panic::AssertUnwindSafe, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, header},
     response::Response,
 };
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
 use serde::Serialize;
+
+use crate::error::ApiError;
 
 /// How long nothing may come before a comment is sent.
 const QUIET: Duration = Duration::from_secs(10);
@@ -62,8 +64,15 @@ pub fn response(source: impl EventSource) -> Response {
     let stream = stream::unfold(Some(source), |source| async {
         let mut source = source?;
         let mut events = Events::default();
-        let more = match tokio::time::timeout(QUIET, source.next(&mut events)).await {
-            Ok(more) => more,
+        // A fault here would end the connection without a word.
+        let next = AssertUnwindSafe(source.next(&mut events)).catch_unwind();
+        let more = match tokio::time::timeout(QUIET, next).await {
+            Ok(Ok(more)) => more,
+            Ok(Err(_)) => {
+                tracing::error!("a stream failed by a fault of the server");
+                events.data(&ApiError::internal("the answer broke off by a fault of the server").body());
+                false
+            }
             Err(_) => {
                 events.text.extend_from_slice(b": waiting\n\n");
                 true

@@ -110,6 +110,11 @@ fn is_well(client: &Client) {
     client.post("/v1/completions", &json!({"prompt": "a", "max_tokens": 2})).ok();
     let metrics = client.get("/metrics").text();
     assert!(metrics.contains("kvik_panics_total 0"), "{metrics}");
+}
+
+/// And has no body of a request in its memory any more.
+fn is_empty(client: &Client) {
+    let metrics = client.get("/metrics").text();
     assert!(metrics.contains("kvik_body_bytes 0"), "{metrics}");
 }
 
@@ -133,6 +138,7 @@ fn thousands_of_hostile_requests_change_nothing() {
     let after = resident_bytes();
     assert!(after < before + (48 << 20), "{} MiB grew to {} MiB", before >> 20, after >> 20);
     is_well(&server.client());
+    is_empty(&server.client());
 }
 
 #[test]
@@ -154,7 +160,14 @@ fn deep_and_wide_schemas_are_refused_or_followed() {
     ask(json!({"$ref": "#"}));
     ask(json!({"$ref": "file:///etc/passwd"}));
     ask(json!({"type": "string", "pattern": "(a{1000}){1000}"}));
-    ask((0..12).fold(json!({}), |schema, _| json!({"allOf": [{"anyOf": [schema, schema]}, {"anyOf": [schema, schema]}]})));
+    // Each level doubles what the one below means, without being any longer.
+    let level = |level: usize| {
+        let below = json!({"$ref": format!("#/$defs/l{}", level.saturating_sub(1))});
+        (format!("l{level}"), json!({"allOf": [{"anyOf": [below, below]}, {"anyOf": [below, below]}]}))
+    };
+    let mut levels: serde_json::Map<String, Value> = (1..30).map(level).collect();
+    levels.insert("l0".to_owned(), json!({"type": "integer"}));
+    ask(json!({"$defs": levels, "$ref": "#/$defs/l29"}));
     is_well(&client);
 }
 
@@ -187,6 +200,7 @@ fn slow_senders_and_silent_readers_do_not_stop_others() {
         let _ = stream.read_to_end(&mut Vec::new());
     }
     is_well(&client);
+    is_empty(&client);
 }
 
 #[test]

@@ -308,7 +308,7 @@ fn a_pipeline_comes_with_a_request() {
     };
     let full = ask("full").ok()["choices"][0]["text"].clone();
     assert_eq!(client.post("/v1/completions", &json!({"prompt": text, "temperature": 0, "max_tokens": 20, "ignore_eos": true})).ok()["choices"][0]["text"], full);
-    assert_ne!(ask("streaming(sink=2,recent=64)").ok()["choices"][0]["text"], full);
+    assert_ne!(ask("streaming(budget=66,sinks=2)").ok()["choices"][0]["text"], full);
     let error = ask("snapkv(budget=512)+kivvi").error(400);
     assert_eq!((error["param"].as_str(), error["code"].as_str()), (Some("kv"), Some("invalid_pipeline")));
     assert!(error["message"].as_str().unwrap().contains("character 19"), "{error}");

@@ -116,8 +116,13 @@ impl AnswerParser {
                     piece.calls.push(ToolCallDelta { index, id, kind, function });
                 }
                 ToolDelta::Arguments { index, text } => {
-                    let function = FunctionCallDelta { name: None, arguments: text };
-                    piece.calls.push(ToolCallDelta { index, id: None, kind: None, function });
+                    match piece.calls.last_mut().filter(|last| last.index == index) {
+                        Some(last) => last.function.arguments.push_str(&text),
+                        None => {
+                            let function = FunctionCallDelta { name: None, arguments: text };
+                            piece.calls.push(ToolCallDelta { index, id: None, kind: None, function });
+                        }
+                    }
                 }
                 ToolDelta::End { .. } => {}
             }

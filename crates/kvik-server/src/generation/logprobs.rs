@@ -27,11 +27,19 @@ pub fn for_completion(
     offset: usize,
     list: &mut CompletionLogprobs,
 ) {
-    list.tokens.push(tokenizer.token_text(token.id));
+    list.tokens.push(spelled(tokenizer, token.id));
     list.token_logprobs.push(finite(token.logprob));
-    let top = token.top.iter().map(|&(id, logprob)| (tokenizer.token_text(id), finite(logprob)));
+    let top = token.top.iter().map(|&(id, logprob)| (spelled(tokenizer, id), finite(logprob)));
     list.top_logprobs.push(top.collect());
     list.text_offset.push(offset);
+}
+
+/// The text of a token; `bytes:\xe2\x80` where it is no text by itself, as OpenAI writes it, so that no two are the same.
+fn spelled(tokenizer: &Tokenizer, id: u32) -> String {
+    String::from_utf8(tokenizer.token_bytes(id)).unwrap_or_else(|error| {
+        let bytes = error.as_bytes().iter().map(|byte| format!("\\x{byte:02x}"));
+        bytes.fold("bytes:".to_owned(), |text, byte| text + &byte)
+    })
 }
 
 /// JSON has no infinity; OpenAI writes -9999 for it.

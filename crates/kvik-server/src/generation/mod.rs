@@ -51,6 +51,8 @@ pub struct Running {
     prompt_tokens: usize,
     started: Instant,
     open: usize,
+    /// The request's, for the log: its answer may end long after the head of the answer was sent.
+    span: tracing::Span,
 }
 
 /// What one answer has come to.
@@ -120,6 +122,7 @@ impl Job {
             prompt_tokens,
             started: Instant::now(),
             open: answers,
+            span: tracing::Span::current(),
         })
     }
 }
@@ -187,6 +190,25 @@ impl Running {
         let cached = cached.map(|answer| answer.cached_tokens).sum();
         let completion = self.answers.iter().map(|answer| answer.completion_tokens).sum();
         Usage::new(self.prompt_tokens, cached, completion)
+    }
+}
+
+/// The request leaves a line in the log, however it ended.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let usage = self.usage();
+        let ended = self.answers.iter().filter(|answer| answer.ended).count();
+        let _entered = self.span.enter();
+        tracing::info!(
+            key = self.admission.caller().name.as_deref().unwrap_or_default(),
+            prompt_tokens = usage.prompt_tokens,
+            cached_tokens = usage.prompt_tokens_details.cached_tokens,
+            completion_tokens = usage.completion_tokens,
+            answers = self.answers.len(),
+            ended,
+            seconds = self.started.elapsed().as_secs_f64(),
+            "generated"
+        );
     }
 }
 

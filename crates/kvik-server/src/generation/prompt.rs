@@ -1,8 +1,10 @@
 //! From what was said to the tokens that the model reads.
 
-use serde_json::{Map, Value, json};
-
-use kvik_model::tokenizer::{EncodeOptions, TokenizerError};
+use kvik_model::{
+    Message, ToolCall,
+    tokenizer::{EncodeOptions, TokenizerError},
+};
+use serde_json::{Map, Value};
 
 use crate::{
     app::App,
@@ -35,35 +37,27 @@ pub fn conversation(
         return Err(ApiError::invalid(message).param("messages"));
     }
     let template = app.chat_template()?;
-    let mut said = 0;
-    let written: Result<Vec<Value>, ApiError> =
-        messages.iter().enumerate().map(|(index, message)| written(index, message, &mut said)).collect();
-    let mut written = written?;
+    let mut written = messages.iter().enumerate().map(written).collect::<Result<Vec<Message>, ApiError>>()?;
     if let Some(tools) = tools.for_template() {
-        said += tools.to_string().len();
         variables.insert("tools".to_owned(), tools);
     }
     if let Some(instructions) = tools.instructions() {
-        said += instructions.len();
         instruct(&mut written, &instructions);
     }
-    let encoded = template.encode_values(app.tokenizer()?, &Value::Array(written), said, true, &variables);
+    let encoded = template.encode_with(app.tokenizer()?, &written, true, &variables);
     encoded.map_err(|error| ApiError::invalid(error.to_string()).param("messages"))
 }
 
 /// Says `instructions` in the system message, which is made if there is none.
-fn instruct(messages: &mut Vec<Value>, instructions: &str) {
-    match messages.first_mut() {
-        Some(first) if first["role"] == "system" => {
-            let said = first["content"].as_str().unwrap_or_default();
-            first["content"] = json!(format!("{said}\n\n{instructions}"));
-        }
-        _ => messages.insert(0, json!({"role": "system", "content": instructions})),
+fn instruct(messages: &mut Vec<Message>, instructions: &str) {
+    match messages.first_mut().filter(|first| first.role == "system") {
+        Some(first) => first.content = format!("{}\n\n{instructions}", first.content),
+        None => messages.insert(0, Message::new("system", instructions)),
     }
 }
 
 /// A message as templates expect it: text in one piece, arguments of calls as objects.
-fn written(index: usize, message: &ChatMessage, said: &mut usize) -> Result<Value, ApiError> {
+fn written((index, message): (usize, &ChatMessage)) -> Result<Message, ApiError> {
     let field = |name: &str| format!("messages[{index}].{name}");
     let role = match message.role.as_str() {
         "developer" => "system",
@@ -74,32 +68,19 @@ fn written(index: usize, message: &ChatMessage, said: &mut usize) -> Result<Valu
             return Err(ApiError::invalid(message).param(field("role")));
         }
     };
-    let content = text(message.content.as_ref(), &field("content"))?;
-    *said += content.len();
     let calls = message.tool_calls.as_deref().unwrap_or_default();
-    if content.is_empty() && message.content.is_none() && calls.is_empty() {
+    if message.content.is_none() && calls.is_empty() {
         let message = format!("messages[{index}] says nothing: give it content");
         return Err(ApiError::invalid(message).param(field("content")));
     }
-    let mut written = json!({"role": role, "content": content});
-    if !calls.is_empty() {
-        let calls = calls.iter().map(|call| {
-            *said += call.function.arguments.len();
-            // Templates write objects out themselves; what is none is written as it came.
-            let arguments = serde_json::from_str(&call.function.arguments)
-                .unwrap_or_else(|_| Value::String(call.function.arguments.clone()));
-            let function = json!({"name": call.function.name, "arguments": arguments});
-            json!({"id": call.id, "type": "function", "function": function})
-        });
-        written["tool_calls"] = calls.collect();
-    }
-    for (name, value) in [("name", &message.name), ("tool_call_id", &message.tool_call_id)] {
-        if let Some(value) = value {
-            *said += value.len();
-            written[name] = json!(value);
-        }
-    }
-    Ok(written)
+    let calls = calls.iter().map(|call| ToolCall::new(&call.id, &call.function.name, &call.function.arguments));
+    Ok(Message {
+        role: role.to_owned(),
+        content: text(message.content.as_ref(), &field("content"))?,
+        tool_calls: calls.collect(),
+        tool_call_id: message.tool_call_id.clone(),
+        name: message.name.clone(),
+    })
 }
 
 /// The text of a message's content.
@@ -161,6 +142,10 @@ pub fn texts(app: &App, prompt: Prompt, field: &str) -> Result<Vec<Vec<u32>>, Ap
             lists.into_iter().map(known).collect::<Result<_, _>>()?
         }
     };
+    if prompts.iter().any(Vec::is_empty) && app.tokenizer()?.bos().is_none() {
+        let message = format!("{field} is empty, and the model has no token that begins a text: give it a word");
+        return Err(ApiError::invalid(message).param(field));
+    }
     Ok(prompts)
 }
 

@@ -19,7 +19,7 @@ use crate::{app::App, error::ApiError, keys::Caller};
 /// Whether the server takes requests.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Health {
-    /// `ok` or `draining`.
+    /// `ok`, `draining`, or `failed` when the service must be restarted.
     pub status: &'static str,
     /// Kvik's version.
     pub version: &'static str,
@@ -74,14 +74,16 @@ pub struct ParameterCard {
     get, path = "/health", tag = "status",
     responses(
         (status = 200, description = "It does", body = Health),
-        (status = 503, description = "It is about to end", body = Health),
+        (status = 503, description = "It is about to end, or has failed", body = Health),
     ),
     security(()),
 )]
 pub async fn health(State(app): State<Arc<App>>) -> Response {
-    let draining = app.is_draining();
-    let status = if draining { "draining" } else { "ok" };
-    let code = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let (status, code) = match app.is_draining() {
+        _ if !app.service.status().healthy => ("failed", StatusCode::SERVICE_UNAVAILABLE),
+        true => ("draining", StatusCode::SERVICE_UNAVAILABLE),
+        false => ("ok", StatusCode::OK),
+    };
     (code, answer(&Health { status, version: env!("CARGO_PKG_VERSION") })).into_response()
 }
 

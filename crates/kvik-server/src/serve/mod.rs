@@ -111,13 +111,21 @@ impl Server {
                 connections = connections.len(),
                 "the time of grace is over: cancelling what still runs"
             );
-            app.service.stop(Duration::ZERO);
+            stop(&app, Duration::ZERO).await;
             let _ = tokio::time::timeout(LAST_WORDS, all(&mut connections)).await;
             connections.shutdown().await;
         }
-        app.service.stop(app.config.grace.saturating_sub(begun.elapsed()));
+        stop(&app, app.config.grace.saturating_sub(begun.elapsed())).await;
         tracing::info!("ended");
         all_ended
+    }
+}
+
+/// Ends the service, which may take until `grace` is over.
+async fn stop(app: &Arc<App>, grace: Duration) {
+    let service = Arc::clone(&app.service);
+    if tokio::task::spawn_blocking(move || service.stop(grace)).await.is_err() {
+        tracing::error!("the service failed while it ended");
     }
 }
 

@@ -31,7 +31,7 @@ def get_weather(celsius: bool) -> str:
     return "rain"
 
 
-calling = ChatOpenAI(temperature=0, max_tokens=200, **options).bind_tools([get_weather], tool_choice="required",
+calling = ChatOpenAI(temperature=0, max_tokens=200, **options).bind_tools([get_weather], tool_choice="required", strict=True,
                                                                          parallel_tool_calls=False)
 called = calling.invoke(hello)
 assert called.tool_calls[0]["name"] == "get_weather" and "celsius" in called.tool_calls[0]["args"], called
