@@ -76,6 +76,7 @@ impl Meter {
 #[derive(Debug)]
 pub struct Admission {
     caller: Arc<Caller>,
+    arrived: Instant,
 }
 
 impl Admission {
@@ -87,7 +88,7 @@ impl Admission {
         let meter = &caller.meter;
         let before = meter.running.fetch_add(1, Ordering::Relaxed);
         // From here on dropping it counts down.
-        let admission = Self { caller: Arc::clone(&caller) };
+        let admission = Self { caller: Arc::clone(&caller), arrived: Instant::now() };
         if let Some(limit) = meter.limits.concurrent_requests
             && before >= limit
         {
@@ -104,6 +105,11 @@ impl Admission {
         if let Some(bucket) = &self.caller.meter.tokens {
             lock(bucket).take(tokens as f64, Instant::now());
         }
+    }
+
+    /// When the request arrived.
+    pub fn arrived(&self) -> Instant {
+        self.arrived
     }
 
     /// Who sent the request.

@@ -25,14 +25,17 @@ fn installed(name: &str) -> PathBuf {
 /// Runs a command; what it said if it failed.
 fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if output.status.success() { Ok(said) } else { Err(format!("{command:?}: {said}")) }
 }
 
 /// Says why a test cannot run, or fails where it must.
 fn skip(reason: &str) {
     assert!(std::env::var("KVIK_CLIENTS").as_deref() != Ok("required"), "{reason}");
-    eprintln!("skipped, as the client cannot be installed (KVIK_CLIENTS=required makes this an error): {reason}");
+    eprintln!(
+        "skipped, as the client cannot be installed (KVIK_CLIENTS=required makes this an error): {reason}"
+    );
 }
 
 /// Runs a script against a server with one key.
@@ -82,7 +85,9 @@ fn the_javascript_client_works_unchanged() {
             std::fs::copy(scripts().join(file), folder.join(file)).map_err(|error| error.to_string())?;
         }
         if !folder.join("node_modules/openai").exists() {
-            run(Command::new("npm").args(["install", "--silent", "--no-audit", "--no-fund"]).current_dir(&folder))?;
+            run(Command::new("npm")
+                .args(["install", "--silent", "--no-audit", "--no-fund"])
+                .current_dir(&folder))?;
         }
         Ok(())
     };

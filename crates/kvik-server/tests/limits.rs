@@ -73,7 +73,9 @@ fn a_key_gets_its_requests_and_no_more() {
 fn a_key_gets_its_tokens_and_no_more() {
     let server = start("tokens-per-minute = 50");
     let client = server.client();
-    let ask = || client.post("/v1/completions", &json!({"prompt": "0123456789", "max_tokens": 30, "ignore_eos": true}));
+    let ask = || {
+        client.post("/v1/completions", &json!({"prompt": "0123456789", "max_tokens": 30, "ignore_eos": true}))
+    };
     ask().ok();
     ask().ok();
     assert_eq!(ask().error(429)["type"], "rate_limit_error");
@@ -140,7 +142,12 @@ fn a_body_is_read_within_its_limits() {
     let mut stream = client.connect();
     stream.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
     for _ in 0..100 {
-        if stream.write_all(b"64\r\n").and_then(|()| stream.write_all(&[b' '; 100])).and_then(|()| stream.write_all(b"\r\n")).is_err() {
+        if stream
+            .write_all(b"64\r\n")
+            .and_then(|()| stream.write_all(&[b' '; 100]))
+            .and_then(|()| stream.write_all(b"\r\n"))
+            .is_err()
+        {
             break;
         }
     }
@@ -165,7 +172,9 @@ fn a_head_that_does_not_end_is_not_waited_for() {
     while begun.elapsed() < Duration::from_secs(10) && !ended {
         let closed = |result: std::io::Result<usize>| match result {
             Ok(read) => read == 0,
-            Err(error) => !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut),
+            Err(error) => {
+                !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+            }
         };
         ended = stream.write_all(b"x-a: b\r\n").is_err() || closed(stream.read(&mut [0; 64]));
     }
@@ -185,7 +194,13 @@ fn an_answer_ends_when_its_time_is_over() {
             let answer = answer.ok();
             let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap();
             assert!(tokens < 64 * 2000, "{tokens} tokens were generated in a second");
-            assert!(answer["choices"].as_array().unwrap().iter().all(|choice| choice["finish_reason"] == "length"));
+            assert!(
+                answer["choices"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .all(|choice| choice["finish_reason"] == "length")
+            );
         }
         // Some of them were not begun in time.
         _ => drop(answer.error(429)),

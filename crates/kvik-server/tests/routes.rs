@@ -111,7 +111,8 @@ fn a_text_is_continued_whole_and_as_a_stream() {
         assert_eq!(logprobs["top_logprobs"][0].as_object().unwrap().len(), 3);
     }
     // The default is OpenAI's, and the prompt can be given back or come as tokens.
-    let echoed = client.post("/v1/completions", &json!({"prompt": "ab", "temperature": 0, "echo": true})).ok();
+    let echoed =
+        client.post("/v1/completions", &json!({"prompt": "ab", "temperature": 0, "echo": true})).ok();
     let tokens = client.post("/v1/completions", &json!({"prompt": [97, 98], "temperature": 0})).ok();
     assert!(tokens["usage"]["completion_tokens"].as_u64().unwrap() <= 16);
     let text = format!("ab{}", tokens["choices"][0]["text"].as_str().unwrap());
@@ -146,7 +147,8 @@ fn responses_are_given_whole_and_as_a_stream() {
     let answer = client.post("/v1/responses", &with(&request, json!({"stream": true})));
     let events = answer.events();
     for (number, event) in (0u64..).zip(&events) {
-        serde_json::from_value::<ResponseStreamEvent>(event.clone()).unwrap_or_else(|e| panic!("{e}: {event}"));
+        serde_json::from_value::<ResponseStreamEvent>(event.clone())
+            .unwrap_or_else(|e| panic!("{e}: {event}"));
         assert_eq!(event["sequence_number"], number);
     }
     let deltas = events.iter().filter(|event| event["type"] == "response.output_text.delta");
@@ -237,16 +239,22 @@ fn answers_follow_the_form_that_is_asked_for() {
     };
     let schema = json!({"type": "object", "additionalProperties": false, "required": ["colour", "n"],
                         "properties": {"colour": {"enum": ["red", "blue"]}, "n": {"type": "integer", "minimum": 0, "maximum": 99}}});
-    let schema = json!({"type": "json_schema", "json_schema": {"name": "c", "schema": schema, "strict": true}});
+    let schema =
+        json!({"type": "json_schema", "json_schema": {"name": "c", "schema": schema, "strict": true}});
     for seed in 0..5 {
         let value: Value = serde_json::from_str(&ask(schema.clone(), seed)).unwrap();
-        assert!(["red", "blue"].contains(&value["colour"].as_str().unwrap()) && value["n"].as_u64().unwrap() < 100);
+        assert!(
+            ["red", "blue"].contains(&value["colour"].as_str().unwrap())
+                && value["n"].as_u64().unwrap() < 100
+        );
         let digits = ask(json!({"type": "regex", "regex": "[0-9]{3}-[ab]+c"}), seed);
         assert!(digits.ends_with('c') && digits.as_bytes()[3] == b'-', "{digits}");
         let word = ask(json!({"type": "grammar", "grammar": "start: \"yes\" | \"no\""}), seed);
         assert!(["yes", "no"].contains(&word.as_str()), "{word}");
     }
-    let ask = |format: Value| client.post("/v1/chat/completions", &json!({"messages": said("x"), "response_format": format}));
+    let ask = |format: Value| {
+        client.post("/v1/chat/completions", &json!({"messages": said("x"), "response_format": format}))
+    };
     let param = |format: Value| ask(format).error(400)["param"].as_str().unwrap().to_owned();
     assert_eq!(param(json!({"type": "poem"})), "response_format.type");
     assert_eq!(param(json!({"type": "json_schema"})), "response_format.json_schema");
@@ -304,10 +312,21 @@ fn a_pipeline_comes_with_a_request() {
     let client = server.client();
     let text = "word ".repeat(100);
     let ask = |kv: &str| {
-        client.post("/v1/completions", &json!({"prompt": text, "temperature": 0, "max_tokens": 20, "kv": kv, "ignore_eos": true}))
+        client.post(
+            "/v1/completions",
+            &json!({"prompt": text, "temperature": 0, "max_tokens": 20, "kv": kv, "ignore_eos": true}),
+        )
     };
     let full = ask("full").ok()["choices"][0]["text"].clone();
-    assert_eq!(client.post("/v1/completions", &json!({"prompt": text, "temperature": 0, "max_tokens": 20, "ignore_eos": true})).ok()["choices"][0]["text"], full);
+    assert_eq!(
+        client
+            .post(
+                "/v1/completions",
+                &json!({"prompt": text, "temperature": 0, "max_tokens": 20, "ignore_eos": true})
+            )
+            .ok()["choices"][0]["text"],
+        full
+    );
     assert_ne!(ask("streaming(budget=66,sinks=2)").ok()["choices"][0]["text"], full);
     let error = ask("snapkv(budget=512)+kivvi").error(400);
     assert_eq!((error["param"].as_str(), error["code"].as_str()), (Some("kv"), Some("invalid_pipeline")));
@@ -319,7 +338,8 @@ fn a_pipeline_comes_with_a_request() {
 fn what_is_wrong_is_named() {
     let server = start("");
     let client = server.client();
-    let chat = |more: Value| client.post("/v1/chat/completions", &with(&json!({"messages": said("a")}), more));
+    let chat =
+        |more: Value| client.post("/v1/chat/completions", &with(&json!({"messages": said("a")}), more));
     for (field, value) in [
         ("temperature", json!(-1)),
         ("temperature", json!("hot")),
@@ -361,5 +381,6 @@ fn what_is_wrong_is_named() {
     client.get("/nowhere").error(404);
     client.get("/v1/completions").error(405);
     // Unknown fields and explicit nulls are fine.
-    chat(json!({"brand_new": {"deep": [1, 2]}, "stop": null, "max_tokens": 2, "tools": null, "user": "u"})).ok();
+    chat(json!({"brand_new": {"deep": [1, 2]}, "stop": null, "max_tokens": 2, "tools": null, "user": "u"}))
+        .ok();
 }

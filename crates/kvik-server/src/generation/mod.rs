@@ -18,7 +18,9 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, stream};
-use kvik_engine::{Constraint, Reply, Request, RequestError, StopReason, SubmitError, Update, sampling::TokenMask};
+use kvik_engine::{
+    Constraint, Reply, Request, RequestError, StopReason, SubmitError, Update, sampling::TokenMask,
+};
 
 use crate::{app::App, error::ApiError, limits::Admission, wire::Usage};
 
@@ -115,12 +117,12 @@ impl Job {
         admission.charge(prompt_tokens);
         Ok(Running {
             app: Arc::clone(app),
+            started: admission.arrived(),
             admission,
             updates,
             answers: vec![Progress::default(); answers],
             n: params.n,
             prompt_tokens,
-            started: Instant::now(),
             open: answers,
             span: tracing::Span::current(),
         })
@@ -233,7 +235,9 @@ pub fn failed(error: &RequestError) -> ApiError {
     match error {
         RequestError::Deadline => ApiError::overloaded(error.to_string(), Duration::from_secs(5)),
         RequestError::Stopped => ApiError { message: error.to_string(), ..ApiError::draining() },
-        RequestError::OutOfMemory { .. } => ApiError::invalid(error.to_string()).code("context_length_exceeded"),
+        RequestError::OutOfMemory { .. } => {
+            ApiError::invalid(error.to_string()).code("context_length_exceeded")
+        }
         RequestError::Engine(_) | RequestError::Internal(_) => {
             tracing::error!(%error, "a request failed");
             ApiError::internal(error.to_string())

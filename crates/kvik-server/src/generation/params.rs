@@ -86,6 +86,11 @@ impl Params {
         if n == 0 {
             return Err(ApiError::invalid("n is 0: ask for at least one answer, or leave it out").param("n"));
         }
+        let most = app.config.max_choices;
+        if n > most {
+            let message = format!("n is {n}: this server gives at most {most} answers to one request");
+            return Err(ApiError::invalid(message).param("n"));
+        }
         let pipeline = match &fields.kv {
             Some(text) => pipeline::from_request(text, app.config.spill_dir.as_deref())?,
             None => app.config.pipeline.clone(),

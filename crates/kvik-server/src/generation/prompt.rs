@@ -73,7 +73,8 @@ fn written((index, message): (usize, &ChatMessage)) -> Result<Message, ApiError>
         let message = format!("messages[{index}] says nothing: give it content");
         return Err(ApiError::invalid(message).param(field("content")));
     }
-    let calls = calls.iter().map(|call| ToolCall::new(&call.id, &call.function.name, &call.function.arguments));
+    let calls =
+        calls.iter().map(|call| ToolCall::new(&call.id, &call.function.name, &call.function.arguments));
     Ok(Message {
         role: role.to_owned(),
         content: text(message.content.as_ref(), &field("content"))?,
@@ -143,7 +144,8 @@ pub fn texts(app: &App, prompt: Prompt, field: &str) -> Result<Vec<Vec<u32>>, Ap
         }
     };
     if prompts.iter().any(Vec::is_empty) && app.tokenizer()?.bos().is_none() {
-        let message = format!("{field} is empty, and the model has no token that begins a text: give it a word");
+        let message =
+            format!("{field} is empty, and the model has no token that begins a text: give it a word");
         return Err(ApiError::invalid(message).param(field));
     }
     Ok(prompts)

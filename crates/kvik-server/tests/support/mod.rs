@@ -45,7 +45,8 @@ pub fn start_with(settings: &str, options: ServiceOptions) -> Running {
     let (stop, stopped) = oneshot::channel::<()>();
     let (tell, told) = mpsc::channel();
     let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             let server = Server::bind(Arc::new(App::new(service, config))).await.unwrap();
             tell.send(server.address().unwrap()).unwrap();
