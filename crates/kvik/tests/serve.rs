@@ -1,5 +1,6 @@
 //! `kvik serve` as a process: options from three places, SmolLM2 behind the API, signals.
 
+#[allow(dead_code, reason = "the model's path is enough here")]
 mod smollm2;
 
 use std::{

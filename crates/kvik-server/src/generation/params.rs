@@ -137,6 +137,9 @@ fn field_of(error: &InvalidSampling) -> &'static str {
         InvalidSampling::TopP(_) => "top_p",
         InvalidSampling::MinP(_) => "min_p",
         InvalidSampling::RepeatPenalty(_) => "repeat_penalty",
+        // Checked by their own fields before.
+        InvalidSampling::Penalty(_) => "frequency_penalty",
+        InvalidSampling::LogitBias { .. } => "logit_bias",
     }
 }
 
