@@ -223,6 +223,9 @@ fn what_the_server_is_can_be_read() {
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
+    for page in ["/", "/dashboard"] {
+        assert!(client.get(page).header("content-type").unwrap().starts_with("text/html"), "{page}");
+    }
     assert!(client.get("/openapi.json").ok()["paths"]["/v1/chat/completions"]["post"].is_object());
 }
 

@@ -74,7 +74,7 @@ pub async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Resp
     for (index, mut reply) in replies.into_iter().enumerate() {
         let vector = loop {
             match reply.next().await {
-                Some(Update::Embedding(vector)) => break vector,
+                Some(Update::Embedding(vector)) => break of_length_one(vector),
                 Some(Update::Failed(error)) => return Err(failed(&error)),
                 Some(_) => {}
                 None => return Err(ApiError::internal("the service ended before the vector was there")),
@@ -90,6 +90,15 @@ pub async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Resp
     app.metrics.prompt(prompt_tokens, 0);
     let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
     Ok(json(&EmbeddingResponse { object: "list", data, model: app.config.model_name.clone(), usage }))
+}
+
+/// Scaled, so that products of vectors are cosines. Nothing stays nothing.
+fn of_length_one(mut vector: Vec<f32>) -> Vec<f32> {
+    let length = vector.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    if length > 0.0 && length.is_finite() {
+        vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    }
+    vector
 }
 
 fn in_base64(vector: &[f32]) -> String {

@@ -27,7 +27,8 @@ use tower_http::{
 use tracing::Instrument;
 
 use crate::{
-    app::App, body, error::ApiError, keys::Caller, limits::Admission, wire::generation::GenerationFields,
+    app::App, body, error::ApiError, keys::Caller, limits::Admission, pages::pages,
+    wire::generation::GenerationFields,
 };
 
 /// The header that carries a request's id.
@@ -54,6 +55,7 @@ pub fn router(app: Arc<App>) -> Router {
     let panicked = Arc::clone(&app);
     let router = keyed
         .merge(open)
+        .merge(pages())
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::disable())
