@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 
 use commands::{
     Interrupted, bench, calibrate, chat, eval, generate, inspect, methods, microscope, pull, replay,
-    reproduce, score, tokenize, trace,
+    reproduce, score, serve, tokenize, trace,
 };
 
 /// Kvik runs language models on this machine: one binary, no set-up.
@@ -26,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   kvik generate \"Why is the sky blue?\"
   kvik chat
+  kvik serve
   kvik generate --model path/to/model.gguf --file question.txt
 
 A MODEL is a path to a GGUF file or a safetensors folder, a name that `kvik pull --list` shows,
@@ -35,6 +36,7 @@ or owner/name[:file] from the Hugging Face hub. What is not on this machine is f
 enum Verb {
     Generate(generate::Args),
     Chat(chat::Args),
+    Serve(serve::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Generate(args) => generate::run(&args),
         Verb::Chat(args) => chat::run(&args),
+        Verb::Serve(args) => serve::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Tokenize(args) => tokenize::run(&args),

@@ -12,6 +12,7 @@ pub mod pull;
 pub mod replay;
 pub mod reproduce;
 pub mod score;
+pub mod serve;
 pub mod tokenize;
 pub mod trace;
 

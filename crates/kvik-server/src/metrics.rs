@@ -1,0 +1,216 @@
+//! Figures for Prometheus: what was asked, how long it took, what the service holds.
+//!
+//! Counters and histograms are filled as requests pass; what the service holds right now is looked up when the page is
+//! read. Labels come from small fixed sets (routes, status codes, encodings), so that nobody outside can make more of
+//! them.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+/// Which route gave which status.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RouteLabels {
+    route: String,
+    status: u16,
+}
+
+/// A figure of the service by its name.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FigureLabels {
+    figure: String,
+}
+
+/// All figures.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RouteLabels, Counter>,
+    request_seconds: Histogram,
+    first_token_seconds: Histogram,
+    inter_token_seconds: Histogram,
+    prompt_tokens: Counter,
+    cached_tokens: Counter,
+    completion_tokens: Counter,
+    panics: Counter,
+    connections: Gauge,
+    body_bytes: Gauge,
+    service: Family<FigureLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("kvik");
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 18));
+        let metrics = Self {
+            requests: Family::default(),
+            request_seconds: seconds(),
+            first_token_seconds: seconds(),
+            inter_token_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
+            prompt_tokens: Counter::default(),
+            cached_tokens: Counter::default(),
+            completion_tokens: Counter::default(),
+            panics: Counter::default(),
+            connections: Gauge::default(),
+            body_bytes: Gauge::default(),
+            service: Family::default(),
+            registry: Registry::default(),
+        };
+        registry.register("http_requests", "Requests by route and status", metrics.requests.clone());
+        registry.register(
+            "request_seconds",
+            "Time from a request's arrival to the end of its answer",
+            metrics.request_seconds.clone(),
+        );
+        registry.register(
+            "time_to_first_token_seconds",
+            "Time from a request's arrival to its first token",
+            metrics.first_token_seconds.clone(),
+        );
+        registry.register(
+            "inter_token_seconds",
+            "Time between two tokens of an answer",
+            metrics.inter_token_seconds.clone(),
+        );
+        registry.register("prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
+        registry.register(
+            "cached_prompt_tokens",
+            "Tokens of prompts whose keys and values were there already",
+            metrics.cached_tokens.clone(),
+        );
+        registry.register("completion_tokens", "Tokens of answers", metrics.completion_tokens.clone());
+        registry.register("panics", "Requests that failed by a fault of the server", metrics.panics.clone());
+        registry.register("connections", "Connections that are open", metrics.connections.clone());
+        registry.register(
+            "body_bytes",
+            "Memory that bodies of requests take while they are read",
+            metrics.body_bytes.clone(),
+        );
+        registry.register(
+            "service",
+            "What the service holds and has done: the figures of /v1/kv by their names",
+            metrics.service.clone(),
+        );
+        Self { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// A request was answered; `route` is the pattern that it matched.
+    pub fn request(&self, route: &str, status: u16) {
+        self.requests.get_or_create(&RouteLabels { route: route.to_owned(), status }).inc();
+    }
+
+    /// An answer ended.
+    pub fn answer(&self, took: Duration) {
+        self.request_seconds.observe(took.as_secs_f64());
+    }
+
+    /// The first token came.
+    pub fn first_token(&self, after: Duration) {
+        self.first_token_seconds.observe(after.as_secs_f64());
+    }
+
+    /// Another token came.
+    pub fn next_token(&self, after: Duration) {
+        self.inter_token_seconds.observe(after.as_secs_f64());
+    }
+
+    /// A prompt was read.
+    pub fn prompt(&self, tokens: usize, cached: usize) {
+        self.prompt_tokens.inc_by(tokens as u64);
+        self.cached_tokens.inc_by(cached as u64);
+    }
+
+    /// Tokens were generated.
+    pub fn completion(&self, tokens: usize) {
+        self.completion_tokens.inc_by(tokens as u64);
+    }
+
+    /// A request failed by a fault of the server.
+    pub fn panic(&self) {
+        self.panics.inc();
+    }
+
+    /// A connection was opened.
+    pub fn connected(&self) {
+        self.connections.inc();
+    }
+
+    /// A connection was closed.
+    pub fn disconnected(&self) {
+        self.connections.dec();
+    }
+
+    /// Memory that bodies of requests take right now.
+    pub fn bodies(&self, bytes: usize) {
+        self.body_bytes.set(bytes as i64);
+    }
+
+    /// The page: all figures, those of `status` (an object of numbers and of such objects) among them.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn page(&self, status: &serde_json::Value) -> Result<String, std::fmt::Error> {
+        self.figures(&mut String::new(), status);
+        let mut page = String::new();
+        encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+
+    fn figures(&self, name: &mut String, value: &serde_json::Value) {
+        match value {
+            serde_json::Value::Number(number) => {
+                if let Some(number) = number.as_f64() {
+                    self.service.get_or_create(&FigureLabels { figure: name.clone() }).set(number);
+                }
+            }
+            serde_json::Value::Object(fields) => {
+                for (field, value) in fields {
+                    let length = name.len();
+                    if !name.is_empty() {
+                        name.push('.');
+                    }
+                    name.push_str(field);
+                    self.figures(name, value);
+                    name.truncate(length);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_what_was_counted() {
+        let metrics = Metrics::default();
+        metrics.request("/v1/models", 200);
+        metrics.request("/v1/models", 200);
+        metrics.prompt(100, 64);
+        metrics.first_token(Duration::from_millis(3));
+        let page =
+            metrics.page(&serde_json::json!({"running": 2, "memory": {"ram": 7}, "model": "x"})).unwrap();
+        for line in [
+            "kvik_http_requests_total{route=\"/v1/models\",status=\"200\"} 2",
+            "kvik_cached_prompt_tokens_total 64",
+            "kvik_time_to_first_token_seconds_bucket{le=\"0.004\"} 1",
+            "kvik_service{figure=\"running\"} 2.0",
+            "kvik_service{figure=\"memory.ram\"} 7.0",
+            "# EOF",
+        ] {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+    }
+}
