@@ -3,6 +3,7 @@
 
 use crate::{
     error::EngineError,
+    facts::EngineFacts,
     generate::{Event, GenerateRequest, Generation, Generator},
     language_model::{LanguageModel, LocalModel},
     score::{self, Score},
@@ -12,7 +13,6 @@ use kvik_kernels::{Phase, ThreadPool};
 use kvik_kv::{KvShape, KvStore, Method, Pipeline};
 use kvik_model::{
     ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, layers::Logits,
-    tokenizer::TokenizerError,
 };
 use std::{ops::ControlFlow, path::Path, sync::Arc};
 
@@ -52,11 +52,10 @@ impl Default for EngineOptions {
 
 /// A model that is ready to run.
 pub struct Engine {
-    local: LocalModel,
-    tokenizer: Result<Tokenizer, Arc<TokenizerError>>,
-    chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
-    pool: ThreadPool,
-    prefill_chunk_tokens: usize,
+    pub(crate) local: LocalModel,
+    pub(crate) facts: Arc<EngineFacts>,
+    pub(crate) pool: ThreadPool,
+    pub(crate) prefill_chunk_tokens: usize,
 }
 
 impl Engine {
@@ -90,7 +89,17 @@ impl Engine {
         let store = KvStore::new(model.kv_shape().clone(), options.sessions, context_tokens, step_tokens)?;
         let workspace = model.workspace(pool.threads(), context_tokens);
         let local = LocalModel { model, store, workspace };
-        Ok(Self { local, tokenizer, chat_template, pool, prefill_chunk_tokens })
+        let facts = EngineFacts {
+            model_name: model_name(path),
+            model: local.model.config().clone(),
+            tokenizer,
+            chat_template,
+            context_tokens,
+            vocabulary: local.model.config().vocabulary,
+            kv_shape: local.model.kv_shape().clone(),
+            threads: pool.threads(),
+        };
+        Ok(Self { local, facts: Arc::new(facts), pool, prefill_chunk_tokens })
     }
 
     /// The model's tokenizer.
@@ -99,7 +108,7 @@ impl Engine {
     /// [`EngineError::Tokenizer`] if it has none that can be used. Such a model still loads, for tokens can be scored
     /// without.
     pub fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
-        Ok(self.tokenizer.as_ref().map_err(Arc::clone)?)
+        Ok(self.facts.tokenizer.as_ref().map_err(Arc::clone)?)
     }
 
     /// How the model wants a conversation written; `None` for a base model.
@@ -107,7 +116,12 @@ impl Engine {
     /// # Errors
     /// What is wrong with the template. A model with a broken one still loads, for plain completion needs none.
     pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, &ChatTemplateError> {
-        self.chat_template.as_ref().map(Option::as_ref)
+        self.facts.chat_template.as_ref().map(Option::as_ref)
+    }
+
+    /// What is known of the model, to share with other threads.
+    pub fn facts(&self) -> &Arc<EngineFacts> {
+        &self.facts
     }
 
     /// What the model is.
@@ -268,7 +282,7 @@ impl Engine {
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
         let context_tokens = self.context_tokens();
-        let tokenizer = self.tokenizer.as_ref().map_err(Arc::clone)?;
+        let tokenizer = self.facts.tokenizer.as_ref().map_err(Arc::clone)?;
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let generator = Generator {
             sequence: Sequence { model: &mut model, tokens: &mut session.tokens },
@@ -301,4 +315,11 @@ impl Engine {
         let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
         score::score(&mut sequence, &self.pool, context_tokens, ids, top, phase, on_progress)
     }
+}
+
+/// What people call a model: the name of its file or folder.
+fn model_name(path: &Path) -> String {
+    // A folder's name may have dots, as those of versions do.
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

@@ -7,7 +7,7 @@
 //! The rooms, in the order in which a token passes them: `session` finds the part of the prompt that is cached
 //! already, `generate` runs the rest through the model in chunks and then token by token, `sampling` chooses each
 //! token from the logits, `log_softmax` turns logits into log-probabilities, `stop` holds back text that may begin a
-//! stop string. `prefix` keeps what prompts have in common for requests that come later. `language_model` is the seam
+//! stop string. `service` does all that for many requests at once. `prefix` keeps what prompts have in common for requests that come later. `language_model` is the seam
 //! to the model below.
 //!
 //! Results depend on the request alone: not on the number of threads, not on the prefill chunk size, not on what the
@@ -18,6 +18,7 @@
 
 mod engine;
 mod error;
+mod facts;
 mod generate;
 mod language_model;
 mod log_softmax;
@@ -25,15 +26,21 @@ pub mod prefix;
 mod randomness;
 pub mod sampling;
 mod score;
+pub mod service;
 mod session;
 mod stop;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::EngineError;
+pub use facts::EngineFacts;
 pub use generate::{Event, GenerateRequest, Generation, StopReason};
 pub use log_softmax::TokenLogprob;
 pub use sampling::SamplingOptions;
 pub use score::Score;
+pub use service::{
+    Reply, Request, RequestError, RequestId, Service, ServiceOptions, Status, SubmitError, Timings, Update,
+    Usage,
+};
 pub use session::Session;
 pub use stop::EmptyStopString;
 
