@@ -144,6 +144,132 @@ You are a helpful assistant.<|im_end|>
     {%- endif %}
 {%- endfor %}
 """,
+    "Hermes calls": """{%- if tools %}
+    {{- '<|im_start|>system\\n<tools>' }}
+    {%- for tool in tools %}
+        {{- '\\n' }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- '\\n</tools><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' and message.tool_calls %}
+        {{- '<|im_start|>' + message.role }}
+        {%- if message.content %}
+            {{- '\\n' + message.content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}
+                {%- set tool_call = tool_call.function %}
+            {%- endif %}
+            {{- '\\n<tool_call>\\n{"name": "' }}
+            {{- tool_call.name }}
+            {{- '", "arguments": ' }}
+            {{- tool_call.arguments if tool_call.arguments is string else tool_call.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}
+            {{- '<|im_end|>\\n' }}
+        {%- endif %}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+""",
+    "Llama 3.1 calls": """{{- bos_token }}
+{%- if custom_tools is defined %}
+    {%- set tools = custom_tools %}
+{%- endif %}
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+{%- if tools is not none %}
+    {{- '<|start_header_id|>system<|end_header_id|>\\n\\nEnvironment: ipython\\n' }}
+    {%- for tool in tools %}
+        {{- tool | tojson(indent=4) }}
+        {{- '\\n\\n' }}
+    {%- endfor %}
+    {{- '<|eot_id|>' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls | length == 1 %}
+            {{- raise_exception('This model only supports single tool-calls at once!') }}
+        {%- endif %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+        {{- '{"name": "' + tool_call.name + '", ' }}
+        {{- '"parameters": ' }}
+        {{- tool_call.arguments | tojson }}
+        {{- '}<|eot_id|>' }}
+    {%- elif message.role == 'tool' or message.role == 'ipython' %}
+        {{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' }}
+        {%- if message.content is mapping or message.content is iterable %}
+            {{- message.content | tojson }}
+        {%- else %}
+            {{- message.content }}
+        {%- endif %}
+        {{- '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+""",
+    "Mistral calls": """{%- set user_messages = messages | selectattr('role', 'equalto', 'user') | list %}
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}
+        {%- if tools is not none and (message == user_messages[-1]) %}
+            {{- '[AVAILABLE_TOOLS] [' }}
+            {%- for tool in tools %}
+                {%- set tool = tool.function %}
+                {{- '{"type": "function", "function": {' }}
+                {%- for key, val in tool.items() if key != 'return' %}
+                    {%- if val is string %}
+                        {{- '"' + key + '": "' + val + '"' }}
+                    {%- else %}
+                        {{- '"' + key + '": ' + val | tojson }}
+                    {%- endif %}
+                    {%- if not loop.last %}
+                        {{- ', ' }}
+                    {%- endif %}
+                {%- endfor %}
+                {{- '}}' }}
+                {{- ', ' if not loop.last else ']' }}
+            {%- endfor %}
+            {{- '[/AVAILABLE_TOOLS]' }}
+        {%- endif %}
+        {{- '[INST] ' + message.content + '[/INST]' }}
+    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
+        {{- '[TOOL_CALLS] [' }}
+        {%- for tool_call in message.tool_calls %}
+            {%- set out = tool_call.function | tojson %}
+            {{- out[:-1] }}
+            {%- if not tool_call.id is defined or tool_call.id | length != 9 %}
+                {{- raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}
+            {%- endif %}
+            {{- ', "id": "' + tool_call.id + '"}' }}
+            {{- ', ' if not loop.last else ']' + eos_token }}
+        {%- endfor %}
+    {%- elif message.role == 'assistant' %}
+        {{- ' ' + message.content | trim + eos_token }}
+    {%- elif message.role == 'tool' %}
+        {{- '[TOOL_RESULTS] {"content": ' + message.content | string + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {%- endif %}
+{%- endfor %}
+""",
     "a bit of everything": """{# comments vanish #}
 {%- macro turn(name, text='', sep=': ') -%}
 {{ name | upper }}{{ sep }}{{ text | replace('\\n', ' / ') }}
@@ -184,6 +310,35 @@ CONVERSATIONS = [
     [],
 ]
 
+
+
+def call(id: str, name: str, arguments) -> dict:
+    return {"type": "function", "id": id, "function": {"name": name, "arguments": arguments}}
+
+
+ANSWER = {"role": "tool", "content": '{"t": 21.5, "é": "<b>"}', "tool_call_id": "abcdefgh1", "name": "weather"}
+# For the templates that know of calls.
+CALLING_CONVERSATIONS = [
+    [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call("abcdefgh1", "weather", {"city": "Sèvres \"x\"", "n": [1, 2.5]})]},
+        ANSWER,
+    ],
+    [
+        {"role": "user", "content": "Weather twice?"},
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "tool_calls": [call("abcdefgh1", "weather", {}), call("abcdefgh2", "weather", {"z": None, "a": True})],
+        },
+        ANSWER,
+        ANSWER | {"content": "rain", "tool_call_id": "abcdefgh2"},
+        {"role": "assistant", "content": "Sun, then rain."},
+        {"role": "user", "content": "Thanks"},
+    ],
+    [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call("", "weather", "{broken")]}],
+]
+
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a <city> & 'more'", "days": [1, 2.5]}}]
 EXTRA = {"k": {"z": [1, {"y": "é\t\"\\/\u0001\u007f\U0001f600"}, []], "a": {}, "b": None, "c": -0.5, "d": 10**15}}
 
@@ -192,10 +347,12 @@ def main(path: Path) -> None:
     cases = []
     for name, template in TEMPLATES.items():
         compiled = _compile_jinja_template(template)
-        for index, conversation in enumerate(CONVERSATIONS):
-            messages = [{"role": role, "content": content} for role, content in conversation]
+        conversations = [[{"role": role, "content": content} for role, content in each] for each in CONVERSATIONS]
+        if name.endswith("calls"):
+            conversations += CALLING_CONVERSATIONS
+        for index, messages in enumerate(conversations):
             variables = {"bos_token": "<s>", "eos_token": "</s>"}
-            if index == 1:
+            if index == 1 or index >= len(CONVERSATIONS):
                 variables |= {"tools": TOOLS, "enable_thinking": False}
             if index == 2:
                 variables |= {"extra": EXTRA}

@@ -2,10 +2,12 @@
 //! values.
 
 use crate::{
+    constraint::{ConstraintCompiler, ConstraintError},
     error::EngineError,
     facts::EngineFacts,
     generate::{Event, GenerateRequest, Generation, Generator},
     language_model::{LanguageModel, LocalModel},
+    sampling::TokenMask,
     score::{self, Score},
     session::{Sequence, Session, check_vocabulary},
 };
@@ -14,7 +16,11 @@ use kvik_kv::{KvShape, KvStore, Method, Pipeline};
 use kvik_model::{
     ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, layers::Logits,
 };
-use std::{ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 /// More threads than any machine of today has cores.
 const MAX_THREADS: usize = 1024;
@@ -56,6 +62,8 @@ pub struct Engine {
     pub(crate) facts: Arc<EngineFacts>,
     pub(crate) pool: ThreadPool,
     pub(crate) prefill_chunk_tokens: usize,
+    /// Made when the first constraint comes.
+    constraints: OnceLock<Result<Arc<ConstraintCompiler>, ConstraintError>>,
 }
 
 impl Engine {
@@ -99,7 +107,8 @@ impl Engine {
             kv_shape: local.model.kv_shape().clone(),
             threads: pool.threads(),
         };
-        Ok(Self { local, facts: Arc::new(facts), pool, prefill_chunk_tokens })
+        let constraints = OnceLock::new();
+        Ok(Self { local, facts: Arc::new(facts), pool, prefill_chunk_tokens, constraints })
     }
 
     /// The model's tokenizer.
@@ -122,6 +131,16 @@ impl Engine {
     /// What is known of the model, to share with other threads.
     pub fn facts(&self) -> &Arc<EngineFacts> {
         &self.facts
+    }
+
+    /// What compiles constraints for this model; made when it is first asked for, and shared.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`] or [`EngineError::Constraint`] if the model's tokens cannot be used for it.
+    pub fn constraint_compiler(&self) -> Result<Arc<ConstraintCompiler>, EngineError> {
+        let tokenizer = self.tokenizer()?;
+        let compiler = self.constraints.get_or_init(|| ConstraintCompiler::new(tokenizer).map(Arc::new));
+        Ok(compiler.clone()?)
     }
 
     /// What the model is.
@@ -282,6 +301,12 @@ impl Engine {
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, EngineError> {
         let context_tokens = self.context_tokens();
+        let mask = match &request.constraint {
+            Some(source) => {
+                Some(Box::new(self.constraint_compiler()?.compile(source)?) as Box<dyn TokenMask>)
+            }
+            None => None,
+        };
         let tokenizer = self.facts.tokenizer.as_ref().map_err(Arc::clone)?;
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let generator = Generator {
@@ -289,6 +314,7 @@ impl Engine {
             tokenizer,
             context_tokens,
             prefill_chunk_tokens: self.prefill_chunk_tokens,
+            mask,
         };
         generator.run(request, on_event)
     }

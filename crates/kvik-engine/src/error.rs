@@ -1,6 +1,7 @@
 //! What can go wrong with a request, as sentences that say what to do.
 
 use crate::{
+    constraint::ConstraintError,
     prefix::PrefixError,
     sampling::{InvalidSampling, MaskError},
     stop::EmptyStopString,
@@ -39,6 +40,9 @@ pub enum EngineError {
     /// A stop string is empty.
     #[error(transparent)]
     Stop(#[from] EmptyStopString),
+    /// What the text must look like cannot be understood or is too much.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The text cannot go on as its constraint demands.
     #[error(transparent)]
     Mask(#[from] MaskError),

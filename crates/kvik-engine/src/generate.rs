@@ -3,15 +3,16 @@
 //! What the session already holds of the prompt is kept, the rest is prefilled in chunks, and then one token is
 //! sampled per step until something ends it: the model's own end-of-text token, a stop string, the limit of tokens,
 //! the end of the context, or the caller, who hears of every chunk and token and can stop after each. All buffers are
-//! sized before the first token, so that decoding does not allocate.
+//! sized before the first token, so that decoding does not allocate, unless a constraint has to be followed.
 
 mod completion;
 mod transcript;
 
 use crate::{
+    constraint::ConstraintSource,
     error::EngineError,
     log_softmax::TokenLogprob,
-    sampling::SamplingOptions,
+    sampling::{SamplingOptions, TokenMask},
     session::{Sequence, check_vocabulary},
 };
 use kvik_model::{
@@ -37,6 +38,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// Go on after the model's end-of-text token, for measurements that need a fixed number of tokens.
     pub ignore_end_of_text: bool,
+    /// What the text must look like. It ends when nothing more may follow, whether or not the model says that it ended.
+    pub constraint: Option<ConstraintSource>,
 }
 
 /// What happens while a request runs.
@@ -130,6 +133,8 @@ pub(crate) struct Generator<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) context_tokens: usize,
     pub(crate) prefill_chunk_tokens: usize,
+    /// What takes out tokens before each is chosen.
+    pub(crate) mask: Option<Box<dyn TokenMask>>,
 }
 
 impl Generator<'_> {
@@ -149,6 +154,7 @@ impl Generator<'_> {
             stop: request.stop.clone(),
             logprobs: request.logprobs,
             ignore_end_of_text: request.ignore_end_of_text,
+            mask: self.mask.take(),
             ..CompletionOptions::default()
         };
         let mut completion = Completion::new(options, prompt.len(), self.context_tokens, vocab_size)?;

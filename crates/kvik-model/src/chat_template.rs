@@ -25,20 +25,68 @@ use crate::{
     tokenizer::{EncodeOptions, Tokenizer, TokenizerError},
 };
 
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One turn of a conversation. Templates see what is empty or absent as undefined, but for the content.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant` or what else the template knows.
+    /// Who speaks: `system`, `user`, `assistant`, `tool` or what else the template knows.
     pub role: String,
     /// What is said.
     pub content: String,
+    /// The functions that an assistant's message calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call a tool's message answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// Who speaks, by name; the function, in a tool's message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), ..Self::default() }
     }
+}
+
+/// A call in an assistant's message, in the form that templates expect: `{"type": "function", "id": …, "function": {"name": …,
+/// "arguments": {…}}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// Always `function`.
+    #[serde(rename = "type", default = "function")]
+    kind: String,
+    /// What the answer refers to.
+    #[serde(default)]
+    pub id: String,
+    /// What is called.
+    pub function: FunctionCall,
+}
+
+/// A function and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionCall {
+    /// The function's name.
+    pub name: String,
+    /// Its arguments: an object, which templates write out themselves, or a string if they are no JSON.
+    pub arguments: serde_json::Value,
+}
+
+impl ToolCall {
+    /// A call of the function `name`, whose arguments are the JSON text `arguments`.
+    pub fn new(id: impl Into<String>, name: impl Into<String>, arguments: &str) -> Self {
+        let arguments = match arguments.trim() {
+            "" => json!({}),
+            // What a model wrote may be broken; then it is shown to it as it was.
+            text => serde_json::from_str(text).unwrap_or_else(|_| arguments.into()),
+        };
+        Self { kind: function(), id: id.into(), function: FunctionCall { name: name.into(), arguments } }
+    }
+}
+
+fn function() -> String {
+    "function".to_owned()
 }
 
 /// Why a conversation cannot be written out.
@@ -141,6 +189,11 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Whether the template tells the model of functions that it may call. Another leaves them out without a word.
+    pub fn knows_tools(&self) -> bool {
+        self.source.contains("tools")
+    }
+
     /// The tokens of `messages`, written out. If `add_generation_prompt`, the opening of the assistant's turn follows,
     /// so that the model answers. BOS is put before them if the tokenizer's file asks for it and the template does
     /// not write it.
@@ -153,15 +206,33 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, ChatTemplateError> {
+        self.encode_with(tokenizer, messages, add_generation_prompt, &Map::new())
+    }
+
+    /// As [`encode`](Self::encode), with what else the template can see: `tools` (a list of objects as
+    /// `{"type": "function", "function": {"name": …, "description": …, "parameters": …}}`), `enable_thinking` and the like.
+    /// The names of special tokens cannot be replaced.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_with(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        variables: &Map<String, serde_json::Value>,
+    ) -> Result<Vec<u32>, ChatTemplateError> {
         let roles = [
             ("bos_token", tokenizer.bos()),
             ("eos_token", tokenizer.eos()),
             ("unk_token", tokenizer.unknown()),
             ("pad_token", tokenizer.padding()),
         ];
-        let names =
-            roles.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.token_text(id?))));
-        let variables = names.map(|(name, text)| (name, json!(text))).collect();
+        let mut variables = variables.clone();
+        for (name, id) in roles {
+            variables.remove(name);
+            variables.extend(id.map(|id| (name.to_owned(), json!(tokenizer.token_text(id)))));
+        }
         let text = self.render(messages, add_generation_prompt, &variables)?;
         let mut ids = tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?;
         if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos)) {

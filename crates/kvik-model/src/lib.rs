@@ -21,7 +21,7 @@ pub mod tensor;
 pub mod tokenizer;
 pub mod weights;
 
-pub use chat_template::{ChatTemplate, ChatTemplateError, Message};
+pub use chat_template::{ChatTemplate, ChatTemplateError, FunctionCall, Message, ToolCall};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use metadata::{Metadata, MetadataError};
 pub use model::{ForwardError, Model, ModelConfig, ModelError, Outputs, PrepareError, find_architecture};

@@ -139,6 +139,7 @@ fn wrong_values_are_refused_before_a_model_is_fetched() {
         (&["generate", "hello", "--chat", "--raw"], "--raw"),
         (&["generate", "hello", "--file", "x"], "--file"),
         (&["generate", "hello", "--logprobs", "3"], "--json"),
+        (&["generate", "hello", "--regex", "a", "--json-object"], "--json-object"),
         (&["generate", "hello", "--tempreature", "1"], "--temperature"),
         (&["genrate", "hello"], "generate"),
         (&["score"], "<FILE>"),
@@ -156,10 +157,15 @@ fn texts_that_cannot_be_read_are_named() {
     let binary = home.path().join("binary");
     fs::write(&binary, b"caf\xe9").unwrap();
     let binary = binary.to_str().unwrap();
+    let text = home.path().join("text");
+    fs::write(&text, "no JSON").unwrap();
+    let text = text.to_str().unwrap();
     for (args, expected) in [
         (&["generate", "--file", "no/such/file"][..], "cannot read no/such/file: No such file"),
         (&["score", "no/such/file"], "cannot read no/such/file: No such file"),
         (&["generate", "--file", binary], "is not UTF-8 text: byte 3"),
+        (&["generate", "hello", "--grammar", "no/such/file"], "cannot read no/such/file: No such file"),
+        (&["generate", "hello", "--json-schema", text], "is not valid JSON"),
         (&["score", binary], "is not UTF-8 text: byte 3"),
         (&["tokenize", "--decode", "1 two"], "'two' is no token id"),
     ] {

@@ -36,6 +36,7 @@ impl Bench {
             tokenizer: &tokenizer,
             context_tokens: CONTEXT_TOKENS,
             prefill_chunk_tokens,
+            mask: None,
         };
         let result = generator.run(request, &mut |event| {
             match event {

@@ -106,20 +106,34 @@ impl LanguageModel for Bigram {
 
 /// A tokenizer whose 256 tokens are the bytes.
 pub(crate) fn byte_tokenizer(bos: Option<u32>, eos: Option<u32>) -> Tokenizer {
+    byte_tokenizer_with(&[], &[], &serde_json::json!({"bos_token_id": bos, "eos_token_id": eos}))
+}
+
+/// A tokenizer whose tokens are the bytes, then `pieces` of several bytes, then control tokens named `marks`.
+pub(crate) fn byte_tokenizer_with(pieces: &[&[u8]], marks: &[&str], roles: &serde_json::Value) -> Tokenizer {
     // GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100 on.
     let printable = |byte: &u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut others = 0x100..;
-    let alphabet = (0..256)
-        .map(|byte| char::from_u32(if printable(&byte) { byte } else { others.next().unwrap() }).unwrap());
-    let vocab: serde_json::Map<_, _> = alphabet.zip(0..).map(|(c, id)| (c.into(), u32::into(id))).collect();
+    let alphabet: Vec<char> = (0..256)
+        .map(|byte| char::from_u32(if printable(&byte) { byte } else { others.next().unwrap() }).unwrap())
+        .collect();
+    let spelled = |bytes: &[u8]| bytes.iter().map(|&byte| alphabet[usize::from(byte)]).collect::<String>();
+    let bytes: Vec<[u8; 1]> = (0..=255).map(|byte| [byte]).collect();
+    let words = bytes.iter().map(|byte| &byte[..]).chain(pieces.iter().copied());
+    let vocab: serde_json::Map<_, _> =
+        words.map(spelled).zip(0u32..).map(|(word, id)| (word, id.into())).collect();
+    let mark = |(id, mark): (usize, &&str)| {
+        serde_json::json!({"id": vocab.len() + id, "content": mark, "single_word": false, "lstrip": false,
+                           "rstrip": false, "normalized": false, "special": true})
+    };
+    let added: Vec<_> = marks.iter().enumerate().map(mark).collect();
     let json = serde_json::json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
         "post_processor": null,
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                   "end_of_word_suffix": null, "fuse_unk": false, "vocab": vocab, "merges": []}
     });
-    let roles = serde_json::json!({"bos_token_id": bos, "eos_token_id": eos});
-    Tokenizer::from_tokenizer_json(json.to_string().as_bytes(), &[roles]).unwrap()
+    Tokenizer::from_tokenizer_json(json.to_string().as_bytes(), std::slice::from_ref(roles)).unwrap()
 }

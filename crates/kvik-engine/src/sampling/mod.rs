@@ -144,7 +144,9 @@ fn draw(
         sum += (f64::from(candidate.logit - max) / f64::from(temperature)).exp();
         sum
     }));
-    let chosen = cumulative.partition_point(|&below| below <= random * sum);
+    // Below the sum even when the product rounds up to it: behind it there may be tokens of no weight.
+    let target = (random * sum).min(sum.next_down());
+    let chosen = cumulative.partition_point(|&below| below <= target);
     candidates.get(chosen).or(candidates.last()).map(|candidate| candidate.id)
 }
 

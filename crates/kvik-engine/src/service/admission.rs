@@ -22,7 +22,9 @@ impl Worker {
         // The plan knows them by their places, so nobody moves up before it is made.
         let mut waiting: Vec<Option<Job>> = self.waiting.drain(..).map(Some).collect();
         let step_tokens = self.options.step_tokens;
-        let mut shares = plan(&views, &ranks, step_tokens, &mut |index| self.admit(&mut waiting[index]));
+        let decoding = views.iter().filter(|view| view.decodes()).count();
+        let prefill_tokens = self.pace.prefill_tokens(decoding, step_tokens.saturating_sub(decoding));
+        let mut shares = plan(&views, &ranks, prefill_tokens, &mut |index| self.admit(&mut waiting[index]));
         self.waiting.extend(waiting.into_iter().flatten());
         self.fit(&mut shares);
         self.idle_round = shares.is_empty();
@@ -103,7 +105,8 @@ impl Worker {
         let Task::Generate(_) = job.task else { return false };
         self.running.iter().any(|running| {
             let other = &running.job;
-            if running.piece.is_some()
+            if other.priority < job.priority
+                || running.piece.is_some()
                 || running.unread() == 0
                 || !matches!(other.task, Task::Generate(_))
                 || self.options.prefix_sharing.scope(other.owner.as_ref()).as_ref() != Some(&scope)

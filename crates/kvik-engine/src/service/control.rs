@@ -26,6 +26,8 @@ pub(super) struct Control {
     /// Microseconds between the ends of two requests, lately.
     pub(super) micros_per_request: AtomicU64,
     pub(super) started: Instant,
+    /// Somebody wants to know what the service is doing.
+    asked: AtomicBool,
     snapshot: Mutex<Status>,
     failure: Mutex<Option<String>>,
 }
@@ -41,6 +43,7 @@ impl Control {
             next_id: AtomicU64::new(0),
             micros_per_request: AtomicU64::new(0),
             started: Instant::now(),
+            asked: AtomicBool::new(false),
             snapshot: Mutex::default(),
             failure: Mutex::default(),
         }
@@ -93,11 +96,19 @@ impl Control {
         lock(&self.failure).clone()
     }
 
+    /// True if somebody has looked at the last snapshot.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Relaxed)
+    }
+
     pub(super) fn publish(&self, status: Status) {
+        self.asked.store(false, Relaxed);
         *lock(&self.snapshot) = status;
     }
 
+    /// The last snapshot; the loop makes another one soon.
     pub(super) fn snapshot(&self) -> Status {
+        self.asked.store(true, Relaxed);
         lock(&self.snapshot).clone()
     }
 }

@@ -9,9 +9,9 @@
 //! [`Engine::generate`], to the bit.
 //!
 //! The rooms, in the order in which a request passes them: `request` what is asked and what is heard; `control` what both sides
-//! of the thread share; `job` a request inside; `worker` the loop; `plan` who gets how many tokens, a pure function;
-//! `fairness` what owners were served; `memory` what requests will need; `admission` who runs and who gives way; `step` the pass
-//! and the sampling; `status` what can be seen from outside.
+//! of the thread share; `job` a request inside; `worker` the loop; `admission` who runs and who gives way; `plan` who gets how
+//! many tokens, a pure function; `pace` how many tokens of prompts a step may read; `fairness` what owners were served; `memory`
+//! what requests will need; `step` the pass and the sampling; `status` what can be seen from outside.
 
 mod admission;
 mod control;
@@ -19,6 +19,7 @@ mod fairness;
 mod job;
 mod memory;
 mod options;
+mod pace;
 mod plan;
 mod request;
 mod status;
@@ -214,7 +215,8 @@ impl Service {
         })
     }
 
-    /// What the service is doing. While it works, what the loop knows is up to a tenth of a second old.
+    /// What the service is doing. While it works, what the loop knows is up to half a second old, or a step if asked
+    /// again.
     pub fn status(&self) -> Status {
         let mut status = self.control.snapshot();
         status.failure = self.control.failure();

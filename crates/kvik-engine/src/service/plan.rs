@@ -2,7 +2,7 @@
 //!
 //! Continuous batching with chunked prefill (A. Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM Inference with
 //! Sarathi-Serve", OSDI 2024): every sequence that decodes gets its token in every step, and chunks of prompts fill what is left
-//! of the step's budget, so that a long prompt never stops the others.
+//! of the step's budget, so that a long prompt never stops the others; how large the chunks may be says [`Pace`](super::pace::Pace).
 //!
 //! Prompts are read in the order of their [`Rank`]. A request that waits is admitted only when there are tokens left to compute
 //! for it: whoever comes later with a better rank is not behind sequences that hold memory and do not move.
@@ -47,7 +47,7 @@ pub(super) struct Share {
 
 impl View {
     /// True if it gets one token in every step.
-    fn decodes(&self) -> bool {
+    pub(super) fn decodes(&self) -> bool {
         self.unread == 0 && (self.unfollowed == 1 || self.stepwise)
     }
 
@@ -72,22 +72,23 @@ pub(super) enum Admission {
     Full,
 }
 
-/// Shares `step_tokens` out among `running` sequences and those that `admit(index)` makes of `waiting` ones.
+/// Shares out a step among `running` sequences and those that `admit(index)` makes of `waiting` ones: besides what is decoded,
+/// `prefill_tokens` are read.
 pub(super) fn plan(
     running: &[View],
     waiting: &[Rank],
-    step_tokens: usize,
+    prefill_tokens: usize,
     admit: &mut dyn FnMut(usize) -> Admission,
 ) -> Vec<Share> {
     if let Some(sequence) = running.iter().position(|view| view.suspect) {
-        return vec![Share { sequence, tokens: running[sequence].take(step_tokens, true) }];
+        return vec![Share { sequence, tokens: running[sequence].take(prefill_tokens, true) }];
     }
     let enumerated = || running.iter().enumerate();
     let mut shares: Vec<Share> = enumerated()
         .filter(|(_, view)| view.decodes())
         .map(|(sequence, _)| Share { sequence, tokens: 1 })
         .collect();
-    let mut left = step_tokens.saturating_sub(shares.len());
+    let mut left = prefill_tokens;
 
     let mut reading: Vec<(usize, View)> =
         enumerated().filter(|(_, view)| !view.decodes()).map(|(index, view)| (index, *view)).collect();

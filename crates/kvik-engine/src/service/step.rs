@@ -36,9 +36,11 @@ impl Worker {
         let mut batch = Batch { sequences: shares.len(), ..Batch::default() };
         let mut spans = Vec::with_capacity(shares.len());
         let mut next = shares.iter().peekable();
+        let mut lens = Vec::with_capacity(shares.len());
         for (index, running) in self.running.iter_mut().enumerate() {
             let Some(share) = next.next_if(|share| share.sequence == index) else { continue };
             let (computed, job) = (running.cache.len(), &running.job);
+            lens.push(computed);
             let end = computed + share.tokens;
             let reads = computed < job.prompt_tokens;
             let (phase, count) = match reads {
@@ -67,7 +69,7 @@ impl Worker {
                 Some(outputs)
             }
             Err(error) => {
-                self.recover(shares, error);
+                self.recover(shares, &lens, error);
                 None
             }
         }
@@ -78,7 +80,8 @@ impl Worker {
         for share in shares {
             let running = &mut self.running[share.sequence];
             let (job, computed) = (&mut running.job, running.cache.len());
-            running.suspect = false;
+            // It has come as far as it was when the step failed.
+            running.suspect &= computed < job.tokens.len();
             let paid = job.paid_tokens.min(computed);
             let prompt = computed.min(job.prompt_tokens) - paid.min(job.prompt_tokens);
             self.ledger.charge(&job.owner, prompt, computed - paid - prompt);
@@ -86,8 +89,8 @@ impl Worker {
         }
     }
 
-    /// After a step that failed: whose fault it was shows when each is computed alone.
-    fn recover(&mut self, shares: &[Share], error: ForwardError) {
+    /// After a step that failed: whose fault it was shows when each is computed alone. Before it the sequences had `lens` tokens.
+    fn recover(&mut self, shares: &[Share], lens: &[usize], error: ForwardError) {
         if let (ForwardError::Cache(CacheError::Full(_)), true) = (&error, self.running.len() > 1) {
             // The address space is larger than the budget, so this is rare. Nothing was computed.
             if let Some(last) = shares.last() {
@@ -99,11 +102,13 @@ impl Worker {
             self.fail(share.sequence, RequestError::Engine(error.to_string()));
             return;
         }
-        for share in shares {
+        for (share, &len) in shares.iter().zip(lens) {
             let running = &mut self.running[share.sequence];
             running.suspect = true;
-            // Some may have been computed; methods may have seen what was not. Without methods what is there is whole.
-            if !running.job.pipeline.is_full() {
+            // Methods may have seen what was not computed in the end. Without methods what is there is whole, and the tokens of the
+            // step can be taken back, unless a sliding window has moved on.
+            let whole = running.job.pipeline.is_full();
+            if !whole || running.cache.truncate(&mut self.engine.local.store, len) != len {
                 running.start_over();
             }
         }
@@ -173,6 +178,8 @@ impl Worker {
         let running = &self.running[sequence];
         let (job, shape) = (&running.job, self.engine.local.store.shape());
         self.budget.remember(shape, &job.pipeline, job.prompt_tokens, running.peak_bytes);
+        // Methods have given memory back.
+        self.full &= job.pipeline.is_full();
         Ok(())
     }
 

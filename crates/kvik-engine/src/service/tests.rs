@@ -7,11 +7,18 @@ use crate::{
 };
 use std::path::Path;
 
-fn service() -> Service {
+fn engine() -> Engine {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-gguf/llama/model.gguf");
     let options = EngineOptions { threads: Some(2), context_tokens: Some(512), ..EngineOptions::default() };
-    let engine = Engine::load(&tiny, &options).unwrap();
-    Service::start(engine, ServiceOptions { kv_budget_bytes: Some(64 << 20), ..Default::default() }).unwrap()
+    Engine::load(&tiny, &options).unwrap()
+}
+
+fn small() -> ServiceOptions {
+    ServiceOptions { kv_budget_bytes: Some(64 << 20), ..Default::default() }
+}
+
+fn service() -> Service {
+    Service::start(engine(), small()).unwrap()
 }
 
 fn request(max_tokens: usize) -> Request {
@@ -83,4 +90,77 @@ fn a_panic_in_the_loop_is_told_to_everyone() {
     let refused = service.submit(request(5)).unwrap_err();
     assert_eq!(refused, SubmitError::Unhealthy("the loop is broken".to_owned()));
     service.stop(Duration::from_secs(60));
+}
+
+/// A service without its thread, and the loop to be run by hand.
+fn by_hand() -> (Service, Worker) {
+    let engine = engine();
+    let (facts, control) = (Arc::clone(engine.facts()), Arc::new(Control::new()));
+    let (sender, inbox) = channel();
+    let worker =
+        Worker::new(engine, small(), Arc::clone(&control), inbox, Arc::new(|_| {}), Box::new(|| {})).unwrap();
+    let service = Service {
+        facts,
+        control,
+        inbox: sender,
+        max_waiting: 10,
+        budget_bytes: 64 << 20,
+        thread: Mutex::default(),
+    };
+    (service, worker)
+}
+
+#[test]
+fn a_step_that_fails_is_the_fault_of_one() {
+    for pipeline in ["full", "kivi(residual=32)"] {
+        let (service, mut worker) = by_hand();
+        let submit = |from: u32| {
+            let pipeline = kvik_kv::Pipeline::parse(pipeline).unwrap();
+            service.submit(Request { prompt: (from..from + 40).collect(), pipeline, ..request(20) }).unwrap()
+        };
+        let replies = [submit(3), submit(20), submit(40)];
+        let rounds = |worker: &mut Worker, count: usize| {
+            (0..count).for_each(|_| {
+                assert!(worker.receive());
+                worker.step();
+            });
+        };
+        rounds(&mut worker, 5);
+        // As if the model could not compute it.
+        let tokens = &mut worker.running[1].job.tokens;
+        *tokens.last_mut().unwrap() = u32::MAX;
+        let mut count = 0;
+        while !worker.running.is_empty() {
+            rounds(&mut worker, 1);
+            count += 1;
+            assert!(count < 200);
+        }
+        let ids = |mut reply: Reply| {
+            let (mut ids, mut end) = (Vec::new(), None);
+            while let Some(update) = reply.blocking_next() {
+                match update {
+                    Update::Token { id, .. } => ids.push(id),
+                    update => end = Some(update),
+                }
+            }
+            (ids, end.unwrap())
+        };
+        let [first, broken, last] = replies.map(ids);
+        assert!(matches!(broken.1, Update::Failed(RequestError::Engine(_))), "{broken:?}");
+        for (from, (got, end)) in [(3u32, first), (40, last)] {
+            assert!(matches!(end, Update::Finished { .. }), "{end:?}");
+            let mut engine = engine();
+            let mut session = engine.session_with(&kvik_kv::Pipeline::parse(pipeline).unwrap()).unwrap();
+            let alone = crate::GenerateRequest {
+                prompt: (from..from + 40).collect(),
+                max_tokens: Some(20),
+                sampling: SamplingOptions::greedy(),
+                ignore_end_of_text: true,
+                ..Default::default()
+            };
+            let expected =
+                engine.generate(&mut session, &alone, &mut |_| std::ops::ControlFlow::Continue(()));
+            assert_eq!(got, expected.unwrap().completion_ids, "{pipeline}");
+        }
+    }
 }

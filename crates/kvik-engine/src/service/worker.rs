@@ -9,6 +9,7 @@ use super::{
     job::{Job, Running, Task},
     memory::Budget,
     options::ServiceOptions,
+    pace::Pace,
     request::{RequestError, Update},
     status::{Batch, KvStatus, Meter, OwnerStatus, PipelineStatus, Status, Totals},
 };
@@ -30,8 +31,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Snapshots are this far apart while there is work.
-const SNAPSHOT_EVERY: Duration = Duration::from_millis(100);
+/// Snapshots are this far apart while there is work, and while somebody looks at them.
+const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
+const SNAPSHOT_WHEN_ASKED: Duration = Duration::from_millis(20);
 /// How long to wait for a prefix that is read from a disk, or for a disk that is busy, before looking again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What prefixes may take to be written when the service ends.
@@ -54,6 +56,7 @@ pub(super) struct Worker {
     pub(super) report: Report,
     pub(super) prefixes: PrefixCache,
     pub(super) budget: Budget,
+    pub(super) pace: Pace,
     pub(super) ledger: Ledger,
     pub(super) waiting: Vec<Job>,
     pub(super) running: Vec<Running>,
@@ -113,6 +116,7 @@ impl Worker {
             report,
             prefixes,
             budget: Budget::new(budget_bytes, step_tokens),
+            pace: Pace::default(),
             ledger: Ledger::default(),
             waiting: Vec::new(),
             running: Vec::new(),
@@ -131,21 +135,26 @@ impl Worker {
     pub(super) fn run(&mut self) {
         self.snapshot();
         while self.receive() {
-            let start = Instant::now();
-            let step = self.schedule();
-            if let Some(outputs) = self.forward(&step) {
-                let chosen = self.sample(&step, &outputs);
-                self.publish(chosen);
-            }
-            self.settle(start);
+            self.step();
         }
         self.prefixes.finish(&mut self.engine.local.store, FAREWELL);
         self.snapshot();
     }
 
+    /// One forward pass, and what belongs to it.
+    pub(super) fn step(&mut self) {
+        let start = Instant::now();
+        let step = self.schedule();
+        if let Some(outputs) = self.forward(&step) {
+            let chosen = self.sample(&step, &outputs);
+            self.publish(chosen);
+        }
+        self.settle(start);
+    }
+
     /// Takes in what has come, waiting for it if there is nothing else to do, and lets go whoever is not waited for any more. False
     /// if the service is to end.
-    fn receive(&mut self) -> bool {
+    pub(super) fn receive(&mut self) -> bool {
         if self.running.is_empty() && self.waiting.is_empty() {
             let pause = self.rest();
             match pause.map(|pause| self.inbox.recv_timeout(pause)) {
@@ -297,9 +306,11 @@ impl Worker {
         let now = Instant::now();
         if !self.idle_round {
             self.meters.step.record(now - start);
+            self.pace.record(self.last_step, (now - start).as_secs_f64());
         }
         self.drop_ended();
-        if now - self.last_snapshot >= SNAPSHOT_EVERY {
+        let every = if self.control.is_asked() { SNAPSHOT_WHEN_ASKED } else { SNAPSHOT_EVERY };
+        if now - self.last_snapshot >= every {
             self.snapshot();
         }
     }

@@ -11,6 +11,7 @@ use kvik_model::tokenizer::EncodeOptions;
 use serde::Serialize;
 
 use super::Interrupted;
+use super::constraint_args::ConstraintArgs;
 use super::conversation::{Conversation, encode_chat};
 use super::engine_args::{EngineArgs, Loaded};
 use super::input::read_text;
@@ -50,6 +51,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    constraint: ConstraintArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -59,11 +62,13 @@ Examples:
   kvik generate --file letter.txt --system \"Answer in one sentence.\" --temperature 0
   echo \"Once upon a time\" | kvik generate --raw --model gemma3-270m --max-tokens 100
   kvik generate \"Name a colour.\" --json --logprobs 3 --seed 1
+  kvik generate \"Describe Ada Lovelace.\" --json-schema person.json
   kvik generate --file report.txt --kv 'snapkv(budget=512)+kivi(bits=4)'";
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let prompt = read_text(args.prompt.as_deref(), args.file.as_deref())?;
     let sampling = args.sampling.options()?;
+    let constraint = args.constraint.source()?;
     let mut loaded = args.engine.load()?;
     let template = if args.raw { None } else { loaded.chat_template()? };
     let request = GenerateRequest {
@@ -72,6 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         sampling,
         stop: args.sampling.stop.clone(),
         logprobs: args.logprobs,
+        constraint,
         ..GenerateRequest::default()
     };
     loaded.check_fits(request.prompt.len())?;

@@ -13,6 +13,7 @@ pub mod reproduce;
 pub mod score;
 pub mod tokenize;
 
+mod constraint_args;
 mod conversation;
 mod engine_args;
 mod input;
