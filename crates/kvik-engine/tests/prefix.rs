@@ -11,7 +11,7 @@ use kvik_engine::{
     Engine, EngineOptions, Session,
     prefix::{KvDir, PrefixCache, PrefixOptions, PrefixSharing},
 };
-use kvik_kv::Pipeline;
+use kvik_kv::{Pipeline, methods::METHODS};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -151,9 +151,14 @@ fn pipelines_that_wait_for_the_prompts_end_share_and_no_other_does() {
         "l2norm(budget=64,skip=0)",
         "random(budget=64)",
         "minicache(start=0)",
+        "shadowkv(budget=64)",
         "full",
     ];
     let others = ["h2o(budget=64)", "tier(ram=1MiB)", "kivi+tier(ram=1MiB)"];
+    // Of all methods that need no calibration and no other weights, one at least, so that a new one is held to what it says.
+    for method in METHODS.iter().filter(|method| method.calibration.is_none() && method.name != "hadamard") {
+        assert!(waits.iter().chain(&others).any(|kv| kv.starts_with(method.name)), "{}", method.name);
+    }
     for (index, kv) in waits.iter().chain(&others).enumerate() {
         let pipeline = Pipeline::parse(kv).unwrap();
         let prompt = [&shared[..], &tokens(index, 40)].concat();

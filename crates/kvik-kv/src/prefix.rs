@@ -102,6 +102,12 @@ impl SequenceCache {
         self.prompt_tokens = if self.methods.is_empty() { 0 } else { len };
     }
 
+    /// Bytes of the tables that say where its blocks are.
+    pub fn table_bytes(&self) -> usize {
+        let heads: usize = self.layers.iter().map(|layer| size_of_val(&layer.heads[..])).sum();
+        heads + self.segments().map(|segment| size_of::<Segment>() + segment.table_bytes()).sum::<usize>()
+    }
+
     /// Bytes of the blocks that `base` does not hold at the same place, each counted whole, however many hold it.
     pub fn bytes_beside(&self, store: &KvStore, base: Option<&Self>) -> usize {
         let heads = self.layers.iter().enumerate().flat_map(|(index, layer)| {

@@ -48,7 +48,7 @@ pub struct PrefixOptions {
     pub sharing: PrefixSharing,
     /// Nodes of the tree end at multiples of so many tokens; a multiple of 64.
     pub block_tokens: usize,
-    /// Bytes of RAM that the tree may hold.
+    /// Bytes of RAM that the tree may hold, its tables included; what requests have locked stays beyond that.
     pub max_bytes: usize,
     /// Where prefixes outlive the process, if anywhere.
     pub kv_dir: Option<KvDir>,
@@ -100,6 +100,8 @@ pub struct PrefixStatistics {
     pub tokens: usize,
     /// Bytes of blocks that it holds.
     pub bytes: usize,
+    /// Bytes of the tables that say which blocks are whose.
+    pub table_bytes: usize,
     /// The folder, if there is one.
     pub disk: Option<DiskStatistics>,
 }
@@ -370,6 +372,7 @@ impl PrefixCache {
             nodes: self.tree.nodes(),
             tokens: self.tree.tokens(),
             bytes: self.tree.bytes(),
+            table_bytes: self.tree.table_bytes(),
             disk: self.disk.as_ref().map(|disk| disk.store.statistics()),
             ..self.statistics
         }

@@ -54,6 +54,11 @@ impl Segment {
         prefix
     }
 
+    /// Bytes of the table of its tiles, which lies beside the blocks.
+    pub(crate) fn table_bytes(&self) -> usize {
+        self.tiles.capacity() * size_of::<[Plane; 2]>()
+    }
+
     /// Its blocks that `base` does not have at the same place.
     pub(crate) fn blocks_beside<'a>(&'a self, base: Option<&'a Self>) -> impl Iterator<Item = Block> + 'a {
         let tiles = self.tiles.iter().enumerate();

@@ -71,8 +71,9 @@ impl Folder {
         self.path.join(format!("{file}.{SUFFIX}"))
     }
 
-    /// All prefixes, the one that was used least recently first. Leftovers and what is no prefix are removed; `on_removed` hears why.
-    pub(super) fn scan(&self, on_removed: &mut dyn FnMut(&Path, &str)) -> io::Result<Vec<Found>> {
+    /// All prefixes, the one that was used least recently first. Leftovers and what is no prefix are removed; what cannot be read stays
+    /// where it is. `on_trouble` hears of both.
+    pub(super) fn scan(&self, on_trouble: &mut dyn FnMut(&Path, &EntryError)) -> io::Result<Vec<Found>> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -89,8 +90,10 @@ impl Folder {
                 match found(&path, address) {
                     Ok(found) => all.push(found),
                     Err(error) => {
-                        on_removed(&path, &error.to_string());
-                        fs::remove_file(&path)?;
+                        on_trouble(&path, &error);
+                        if !matches!(error, EntryError::Io(_)) {
+                            fs::remove_file(&path)?;
+                        }
                     }
                 }
             }

@@ -177,9 +177,12 @@ impl PrefixStore {
         let failed = |source| StoreError::Folder { path: dir.path.clone(), source };
         let folder = Folder::open(&dir.path, create)?;
         let counts = Counts::default();
-        let found = folder.scan(&mut |path, reason| {
-            counts.damaged.fetch_add(1, Relaxed);
-            report(&format!("removed the prefix {}: {reason}", path.display()));
+        let found = folder.scan(&mut |path, error| match error {
+            EntryError::Io(_) => report(&format!("the prefix {} is left alone: {error}", path.display())),
+            _ => {
+                counts.damaged.fetch_add(1, Relaxed);
+                report(&format!("removed the prefix {}: {error}", path.display()));
+            }
         });
         let mut index = Index::default();
         found.map_err(failed)?.into_iter().for_each(|found| index.insert(found.chain, found.bytes));
@@ -245,8 +248,10 @@ impl PrefixStore {
     /// Says that a file's prefix was used.
     pub(crate) fn touch(&self, file: Address) {
         lock(&self.shared.index).touch(file);
-        // The order at the next start is not worth a wait.
-        let _ = self.saves.as_ref().map(|saves| saves.try_send(Job::Touch(file)));
+        if let Some(saves) = &self.saves {
+            // The order at the next start is not worth a wait.
+            let _ = saves.try_send(Job::Touch(file));
+        }
     }
 
     /// Has a file read. What comes is `None` if it was not what its name says. `None` at once if too many wait.
@@ -374,6 +379,11 @@ impl Shared {
                 }
                 Err(EntryError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
                     lock(&self.index).remove(file);
+                    None
+                }
+                // The file may be fine, and the system out of something.
+                Err(error @ EntryError::Io(_)) => {
+                    (self.report)(&format!("the prefix {file} is not used this time: {error}"));
                     None
                 }
                 Err(error) => {

@@ -35,6 +35,13 @@ impl PrefixTree {
         if bytes != self.bytes {
             return Err(format!("the nodes add {bytes} bytes, and the tree counts {}", self.bytes));
         }
+        let tables: usize = self.nodes.iter().flatten().map(|node| node.table_bytes).sum();
+        if tables != self.table_bytes {
+            return Err(format!(
+                "the nodes have tables of {tables} bytes, and the tree counts {}",
+                self.table_bytes
+            ));
+        }
         let caches = self.nodes.iter().flatten().filter_map(|node| node.cache.as_ref());
         let held = store.audit(caches)?;
         if held.bytes > self.bytes {

@@ -71,6 +71,7 @@ struct Node {
     /// Exact, of all tokens from the root; `None` for a root, and where a sliding window has left rows behind.
     cache: Option<SequenceCache>,
     bytes: usize,
+    table_bytes: usize,
     lock: Arc<()>,
     created: u64,
     last_used: u64,
@@ -88,6 +89,7 @@ impl Node {
             children: BTreeMap::new(),
             cache: None,
             bytes: 0,
+            table_bytes: 0,
             lock: Arc::new(()),
             created: now,
             last_used: now,
@@ -128,6 +130,7 @@ pub struct PrefixTree {
     /// Counts what is found and inserted.
     now: u64,
     bytes: usize,
+    table_bytes: usize,
 }
 
 impl PrefixTree {
@@ -141,12 +144,17 @@ impl PrefixTree {
             "blocks of the tree are whole tiles"
         );
         let (roots, nodes, free) = (HashMap::new(), Vec::new(), Vec::new());
-        Self { block_tokens, policy, roots, nodes, free, now: 0, bytes: 0 }
+        Self { block_tokens, policy, roots, nodes, free, now: 0, bytes: 0, table_bytes: 0 }
     }
 
     /// Bytes of the blocks that the tree holds, those that sequences in use hold as well included.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of the tables that say which blocks are whose.
+    pub fn table_bytes(&self) -> usize {
+        self.table_bytes
     }
 
     /// Nodes that hold a prefix.
@@ -348,7 +356,10 @@ impl PrefixTree {
     }
 
     fn hold(&mut self, store: &KvStore, id: NodeId, cache: SequenceCache) {
-        self.node_mut(id).cache = Some(cache);
+        self.table_bytes += cache.table_bytes();
+        let node = self.node_mut(id);
+        node.table_bytes = cache.table_bytes();
+        node.cache = Some(cache);
         // What those right below add is less now.
         let mut changed = vec![id];
         let mut next: Vec<NodeId> = self.node(id).children.values().copied().collect();
@@ -379,9 +390,9 @@ impl PrefixTree {
         freed(store)
     }
 
-    /// Lets nodes that nobody uses go until the tree holds at most `bytes`.
+    /// Lets nodes that nobody uses go until the tree holds at most `bytes`, tables included.
     pub fn shrink_to(&mut self, store: &mut KvStore, bytes: usize) {
-        self.evict_while(store, |tree, _| tree.bytes > bytes);
+        self.evict_while(store, |tree, _| tree.bytes + tree.table_bytes > bytes);
     }
 
     fn evict_while(&mut self, store: &mut KvStore, mut more: impl FnMut(&Self, &KvStore) -> bool) {
@@ -411,6 +422,7 @@ impl PrefixTree {
             let node = self.nodes[id.0 as usize].take()?;
             self.free.push(id);
             self.bytes -= node.bytes;
+            self.table_bytes -= node.table_bytes;
             let Some(parent) = node.parent else {
                 self.roots.retain(|_, root| *root != id);
                 return None;
@@ -430,7 +442,7 @@ impl PrefixTree {
         self.roots.clear();
         self.nodes.clear();
         self.free.clear();
-        self.bytes = 0;
+        (self.bytes, self.table_bytes) = (0, 0);
     }
 
     /// All tokens from the root to the end of a node.

@@ -215,15 +215,13 @@ fn play(window: Option<usize>, steps: Vec<Step>) -> Result<(), TestCaseError> {
     running.clear();
     tree.shrink_to(&mut store, 0);
     store.reclaim();
-    prop_assert_eq!((tree.bytes(), tree.nodes(), tree.roots.len()), (0, 0, 0));
+    prop_assert_eq!((tree.bytes(), tree.table_bytes(), tree.nodes(), tree.roots.len()), (0, 0, 0, 0));
     prop_assert_eq!((store.used_bytes(), store.used_blocks()), (0, 0));
     tree.check(&mut store).map_err(TestCaseError::fail)?;
     Ok(())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
-
     #[test]
     fn the_longest_prefix_is_what_a_list_of_all_says(steps in prop::collection::vec(step(), 1..24)) {
         play(None, steps)?;
