@@ -391,7 +391,7 @@ fn tools_and_choices_that_make_no_sense_are_refused() {
 fn instructions_show_the_form_that_is_parsed() {
     let tool = json!({"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}});
     for format in FORMATS {
-        let text = instructions(format, &[tool.clone()]);
+        let text = instructions(format, std::slice::from_ref(&tool));
         assert!(text.contains(&tool.to_string()));
         let example = text.split("in this form:\n").nth(1).unwrap().split("\nIf none").next().unwrap();
         let example = example.replace("function name", "find");

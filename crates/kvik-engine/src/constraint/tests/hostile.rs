@@ -54,6 +54,9 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("allOf doubling", doubling("allOf", 40)),
         ("anyOf doubling", doubling("anyOf", 40)),
         ("allOf of two", pairs(30)),
+        ("chain of references", chain(|next| json!({"$ref": next}))),
+        ("chain of allOf", chain(|next| json!({"allOf": [{"$ref": next}]}))),
+        ("chain of siblings", chain(|next| json!({"$ref": next, "type": "object"}))),
         (
             "common multiples",
             json!({"allOf": [{"type": "integer", "multipleOf": 997}, {"multipleOf": 991}, {"multipleOf": 983}]}),
