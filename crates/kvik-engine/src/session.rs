@@ -21,6 +21,22 @@ impl Session {
         Self { tokens: Vec::with_capacity(cache.capacity_tokens()), cache }
     }
 
+    /// A session that goes on from `cache`, which has the keys and values of `tokens`.
+    ///
+    /// # Panics
+    /// If it has those of another number of tokens.
+    pub fn resume(cache: SequenceCache, tokens: &[u32]) -> Self {
+        assert_eq!(cache.len(), tokens.len(), "a cache has the tokens that it is of");
+        let mut session = Self::new(cache);
+        session.tokens.extend_from_slice(tokens);
+        session
+    }
+
+    /// The keys and values.
+    pub fn cache(&self) -> &SequenceCache {
+        &self.cache
+    }
+
     /// The tokens whose keys and values are cached: what a prompt that begins with them need not compute again.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens

@@ -1,6 +1,8 @@
 //! Constraints on tiny random models of every architecture: whatever the weights say, the text has the form that was asked for.
 
-use kvik_engine::{ConstraintSource, Engine, EngineError, EngineOptions, GenerateRequest, SamplingOptions, StopReason};
+use kvik_engine::{
+    ConstraintSource, Engine, EngineError, EngineOptions, GenerateRequest, SamplingOptions, StopReason,
+};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -44,10 +46,13 @@ fn texts_have_the_form_that_was_asked_for() {
             let mut generate = |source: ConstraintSource, stop: &StopReason| {
                 let mut session = engine.session();
                 let request = GenerateRequest { max_tokens: Some(60), ..request(source, seed) };
-                let generation = engine.generate(&mut session, &request, &mut |_| ControlFlow::Continue(())).unwrap();
+                let generation =
+                    engine.generate(&mut session, &request, &mut |_| ControlFlow::Continue(())).unwrap();
                 assert_eq!(generation.stop, *stop, "{}: {}", folder.display(), generation.text);
                 // The model's own probabilities, whatever was taken out.
-                assert!(generation.logprobs.iter().all(|token| token.logprob.is_finite() && token.logprob < 0.0));
+                assert!(
+                    generation.logprobs.iter().all(|token| token.logprob.is_finite() && token.logprob < 0.0)
+                );
                 generation.text
             };
             let end = StopReason::EndOfText;
@@ -86,7 +91,10 @@ fn what_cannot_be_is_refused_before_the_prompt_is_read() {
         (ConstraintSource::Regex("(".into()), "the regular expression cannot be used: "),
         (ConstraintSource::Grammar("start: nothing".into()), "the grammar cannot be used: "),
         (ConstraintSource::Choice(vec![]), "the list of choices is empty: give at least one text"),
-        (ConstraintSource::JsonSchema(json!({"$ref": "http://x/y"})), "the JSON schema refers to \"http://x/y\", and "),
+        (
+            ConstraintSource::JsonSchema(json!({"$ref": "http://x/y"})),
+            "the JSON schema refers to \"http://x/y\", and ",
+        ),
         // The vocabulary of this model has no brace.
         (ConstraintSource::JsonObject, "the JSON schema cannot be used: "),
     ] {

@@ -32,6 +32,7 @@ pub mod methods;
 mod open_cache;
 pub mod pipeline;
 pub mod positions;
+mod prefix;
 pub mod principal;
 mod segment;
 pub mod select;
@@ -56,6 +57,7 @@ pub use open_cache::OpenCache;
 pub use pipeline::{
     Arguments, Build, Direction, MethodInfo, Parameter, ParameterKind, Pipeline, PipelineError, Stage,
 };
+pub use prefix::Held;
 pub use segment::{KeyRotation, Magnitudes, Segment, SegmentRow};
 pub use sequence::SequenceCache;
 pub use shape::{KvShape, LayerShape};

@@ -37,6 +37,13 @@ pub trait Method: Send + Sync {
         true
     }
 
+    /// True if it leaves a prompt alone until [`Self::end_of_prompt`]: until then no row is changed, dropped or moved, and nothing
+    /// is remembered but the queries of [`Evidence::window`]. What the sequence holds before is what any other one would, so
+    /// the two may share it ([`SequenceCache::start_from`](crate::SequenceCache::start_from)).
+    fn waits_for_end(&self) -> bool {
+        false
+    }
+
     /// Before the queries of a step attend at `layer`, the step's own rows appended: what they will visit can be brought,
     /// rebuilt or chosen here ([`OpenCache::visit`]).
     ///

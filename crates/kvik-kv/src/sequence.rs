@@ -429,7 +429,7 @@ impl SequenceCache {
         self.segments().map(Segment::len).sum()
     }
 
-    fn segments(&self) -> impl Iterator<Item = &Segment> {
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &Segment> {
         self.layers.iter().flat_map(|layer| &layer.heads).flat_map(HeadCache::all_segments)
     }
 }

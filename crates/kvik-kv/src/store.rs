@@ -151,7 +151,7 @@ impl KvStore {
             let tiles = kept.div_ceil(TILE_TOKENS).saturating_add(1);
             let blocks = sequences.saturating_mul(layer.kv_heads).saturating_mul(tiles);
             classes.push([PlaneKind::Keys, PlaneKind::Values].map(|plane| {
-                let bytes = plane_bytes(layer, plane);
+                let bytes = layer.plane_bytes(plane);
                 let class = sizes.iter().position(|(size, _)| *size == bytes).unwrap_or_else(|| {
                     sizes.push((bytes, 0));
                     sizes.len() - 1
@@ -234,6 +234,12 @@ impl KvStore {
             .filter(|holders| self.entry(holders[0]).holders as usize == holders.len())
             .map(|holders| bytes(holders[0]))
             .sum()
+    }
+
+    /// Takes back the blocks that dropped sequences left, so that counting is quick again. It happens by itself when the next block
+    /// is taken.
+    pub fn reclaim(&mut self) {
+        self.take_back();
     }
 
     /// Gives the pages of free blocks back to the system, so that the process shrinks with the cache, and so do files.
@@ -344,6 +350,11 @@ impl KvStore {
         Ok(copy)
     }
 
+    /// How many hold a block; 0 if it is not in use.
+    pub(crate) fn holders_if_used(&self, block: Block) -> usize {
+        self.table.get(block.index()).copied().flatten().map_or(0, |entry| entry.holders as usize)
+    }
+
     /// How many hold a block.
     pub(crate) fn holders(&self, block: Block) -> usize {
         self.entry(block).holders as usize
@@ -395,7 +406,7 @@ impl KvStore {
     }
 
     /// Takes back what dropped sequences left.
-    fn take_back(&mut self) {
+    pub(crate) fn take_back(&mut self) {
         let returned = self.returned.clone();
         for block in returned.lock().drain(..) {
             self.release(block);
@@ -432,9 +443,4 @@ fn reserve(bytes: usize, blocks: usize) -> Result<BlockPool, KvStoreError> {
     let all = bytes.saturating_mul(blocks);
     BlockPool::reserve(bytes, blocks, Owner::KvCache)
         .map_err(|source| KvStoreError::Reserve { bytes: all, source })
-}
-
-/// Bytes of a plane of bf16 rows, as its block has them.
-fn plane_bytes(layer: &LayerShape, plane: PlaneKind) -> usize {
-    (2 * layer.tile().plane(plane).1).next_multiple_of(64)
 }

@@ -75,9 +75,7 @@ impl ConstraintCompiler {
     /// follows it.
     pub fn compile(&self, source: &ConstraintSource) -> Result<Constraint, ConstraintError> {
         let grammar = grammar(source)?;
-        let refused =
-            |error: String| ConstraintError::Refused { what: source.kind(), reason: reason(&error) };
-        on_large_stack(|| {
+        let compiled = on_large_stack(|| {
             let parser = self.factory.create_parser(grammar).map_err(|error| error.to_string())?;
             let mut matcher = Matcher::new(Ok(parser));
             // Finds out that the empty text is all that there is, where it is.
@@ -85,11 +83,16 @@ impl ConstraintCompiler {
             // The first step is the dearest, for it builds the automata. What cannot begin is found out here, too.
             let first = matcher.compute_mask_or_eos().map_err(|error| error.to_string())?;
             let impossible = first.is_zero() && !matcher.is_stopped();
-            if impossible { Err("no text of this model follows it".to_owned()) } else { Ok(matcher) }
-        })
-        .and_then(|compiled| compiled)
-        .map(Constraint::new)
-        .map_err(refused)
+            if impossible { Err("NoExtensionBias".to_owned()) } else { Ok(matcher) }
+        });
+        let refused = |error: String| {
+            let mut reason = reason(&error);
+            if matches!(source, ConstraintSource::Grammar(grammar) if grammar.contains("::=")) {
+                reason.push_str("; GBNF is written in Lark so: root ::= x becomes start: x");
+            }
+            ConstraintError::Refused { what: source.kind(), reason }
+        };
+        compiled.and_then(|compiled| compiled).map(Constraint::new).map_err(refused)
     }
 }
 
@@ -130,7 +133,10 @@ pub(crate) fn with_json_options(schema: &Value) -> Result<Value, ConstraintError
         Value::Object(_) => schema.clone(),
         Value::Bool(true) => json!({}),
         Value::Bool(false) => {
-            return Err(ConstraintError::Refused { what, reason: "it is false, which allows nothing".into() });
+            return Err(ConstraintError::Refused {
+                what,
+                reason: "it is false, which allows nothing".into(),
+            });
         }
         _ => {
             let reason = "it must be an object, such as {\"type\": \"object\"}, or true".into();

@@ -28,6 +28,8 @@ const MAX_DEPTH: usize = 64;
 /// A schema whose combinations unfold to more parts is refused.
 const MAX_PARTS: u64 = 100_000;
 
+/// And one that is deeper when references are followed.
+const MAX_UNFOLDED_DEPTH: usize = 400;
 /// An object with more properties that may be left out is refused: each of them may come next.
 const MAX_OPTIONAL_PROPERTIES: usize = 400;
 /// What `multipleOf` may be, without its power of ten: the remainders are the states of an automaton.
@@ -109,7 +111,7 @@ pub(crate) fn check_schema(schema: &Value) -> Result<(), ConstraintError> {
     check_references(schema)?;
     let mut multiples = Multiples::default();
     multiples.look_at(schema)?;
-    let parts = Unfolding { root: schema, targets: HashMap::new() }.schema(schema).parts;
+    let parts = Unfolding { root: schema, targets: HashMap::new(), depth: 0 }.schema(schema).parts;
     if parts > MAX_PARTS { Err(ConstraintError::TooManyCombinations { limit: MAX_PARTS }) } else { Ok(()) }
 }
 
@@ -173,7 +175,8 @@ impl Multiples {
         match value {
             Value::Array(items) => items.iter().try_for_each(|item| self.look_at(item)),
             Value::Object(fields) => {
-                self.merges |= fields.contains_key("allOf") || (fields.contains_key("$ref") && fields.len() > 1);
+                self.merges |=
+                    fields.contains_key("allOf") || (fields.contains_key("$ref") && fields.len() > 1);
                 if let Some(Value::Number(step)) = fields.get("multipleOf") {
                     self.multiple(step)?;
                 }
@@ -192,7 +195,8 @@ impl Multiples {
     }
 
     fn multiple(&mut self, step: &Number) -> Result<(), ConstraintError> {
-        let digits: String = step.to_string().split(['e', 'E']).next().unwrap_or_default().replace(['-', '.'], "");
+        let digits: String =
+            step.to_string().split(['e', 'E']).next().unwrap_or_default().replace(['-', '.'], "");
         let multiple: f64 = digits.trim_matches('0').parse().unwrap_or(1.0);
         self.product = self.product.max(1.0) * multiple;
         if multiple > MAX_MULTIPLE || (self.merges && self.product > MAX_COMMON_MULTIPLE) {
@@ -211,6 +215,8 @@ impl Multiples {
 struct Unfolding<'a> {
     root: &'a Value,
     targets: HashMap<&'a str, Extent>,
+    /// Schemas that are being measured, each inside the one before.
+    depth: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -220,10 +226,21 @@ struct Extent {
 }
 
 const ONE: Extent = Extent { alternatives: 1, parts: 1 };
+const TOO_LARGE: Extent = Extent { alternatives: u64::MAX, parts: u64::MAX };
 
 impl<'a> Unfolding<'a> {
     fn schema(&mut self, schema: &'a Value) -> Extent {
         let Value::Object(fields) = schema else { return ONE };
+        if self.depth >= MAX_UNFOLDED_DEPTH {
+            return TOO_LARGE;
+        }
+        self.depth += 1;
+        let extent = self.fields(fields);
+        self.depth -= 1;
+        extent
+    }
+
+    fn fields(&mut self, fields: &'a Map<String, Value>) -> Extent {
         let mut alternatives = 1u64;
         let mut parts = 1u64;
         let mut merges = false;

@@ -11,8 +11,30 @@ use std::sync::OnceLock;
 
 /// Tokens of several bytes: words, pieces of JSON, and cuts through the middle of characters.
 const PIECES: [&[u8]; 24] = [
-    b"ab", b"ba", b"aab", b"abab", b"{\"", b"\":", b"\": ", b"\",", b"\"}", b"\"]", b"},", b"[[", b"]]", b", \"",
-    b"true", b"null", b"12", b"-1", b"\n  ", b"  ", "é".as_bytes(), b"a\xC3", b"\xA9b", b"\xF0\x9F",
+    b"ab",
+    b"ba",
+    b"aab",
+    b"abab",
+    b"{\"",
+    b"\":",
+    b"\": ",
+    b"\",",
+    b"\"}",
+    b"\"]",
+    b"},",
+    b"[[",
+    b"]]",
+    b", \"",
+    b"true",
+    b"null",
+    b"12",
+    b"-1",
+    b"\n  ",
+    b"  ",
+    "é".as_bytes(),
+    b"a\xC3",
+    b"\xA9b",
+    b"\xF0\x9F",
 ];
 
 /// 256 bytes, the pieces, a token that ends texts, and a mark that is named like text.

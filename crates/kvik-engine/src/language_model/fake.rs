@@ -68,7 +68,7 @@ impl LanguageModel for Bigram {
 
     fn forward(&mut self, tokens: &[u32], wanted: Logits, _phase: Phase) -> Result<Rows, EngineError> {
         let asked = match wanted {
-            Logits::None => &[],
+            Logits::None | Logits::Hidden => &[],
             Logits::Last => &tokens[tokens.len() - 1..],
             Logits::All => tokens,
         };
@@ -120,7 +120,8 @@ pub(crate) fn byte_tokenizer_with(pieces: &[&[u8]], marks: &[&str], roles: &serd
     let spelled = |bytes: &[u8]| bytes.iter().map(|&byte| alphabet[usize::from(byte)]).collect::<String>();
     let bytes: Vec<[u8; 1]> = (0..=255).map(|byte| [byte]).collect();
     let words = bytes.iter().map(|byte| &byte[..]).chain(pieces.iter().copied());
-    let vocab: serde_json::Map<_, _> = words.map(spelled).zip(0u32..).map(|(word, id)| (word, id.into())).collect();
+    let vocab: serde_json::Map<_, _> =
+        words.map(spelled).zip(0u32..).map(|(word, id)| (word, id.into())).collect();
     let mark = |(id, mark): (usize, &&str)| {
         serde_json::json!({"id": vocab.len() + id, "content": mark, "single_word": false, "lstrip": false,
                            "rstrip": false, "normalized": false, "special": true})

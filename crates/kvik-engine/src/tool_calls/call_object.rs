@@ -101,7 +101,8 @@ impl CallObject {
     pub(super) fn push(&mut self, c: char) -> Step {
         let space = matches!(c, ' ' | '\n' | '\r' | '\t');
         match self.place {
-            Place::KeyOrEnd | Place::Key | Place::Colon(_) | Place::Value(_) | Place::CommaOrEnd if space => {}
+            Place::KeyOrEnd | Place::Key | Place::Colon(_) | Place::Value(_) | Place::CommaOrEnd if space => {
+            }
             Place::KeyOrEnd | Place::CommaOrEnd if c == '}' => return self.end(),
             Place::KeyOrEnd | Place::Key if c == '"' => {
                 self.raw.clear();

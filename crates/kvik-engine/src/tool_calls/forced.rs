@@ -3,7 +3,10 @@
 //! What surrounds the arguments is written as the model's template writes it, character by character, so that the model is
 //! where its training left it; the arguments follow the function's JSON schema.
 
-use super::{Tool, ToolChoice, format::{ToolCallFormat, control_token}};
+use super::{
+    Tool, ToolChoice,
+    format::{ToolCallFormat, control_token},
+};
 use crate::constraint::{ConstraintError, ConstraintSource, check_schema, with_json_options};
 use kvik_model::Tokenizer;
 use serde_json::{Value, json};

@@ -1,9 +1,6 @@
 //! The forms in which models write calls, and which one a chat template means.
 
-use kvik_model::{
-    Tokenizer,
-    tokenizer::TokenKind,
-};
+use kvik_model::{Tokenizer, tokenizer::TokenKind};
 
 /// How a model writes calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -42,7 +42,9 @@ impl Answer {
                     self.calls.push((name, String::new(), None));
                 }
                 ToolDelta::Arguments { index, text } => {
-                    assert!(index + 1 == self.calls.len() && self.calls[index].2.is_none() && !text.is_empty());
+                    assert!(
+                        index + 1 == self.calls.len() && self.calls[index].2.is_none() && !text.is_empty()
+                    );
                     self.calls[index].1 += &text;
                 }
                 ToolDelta::End { index, complete } => {
@@ -95,7 +97,9 @@ fn calls_of_every_family() {
         (Hermes, format!("<tool_call>\n{object}\n</tool_call>"), "", vec![paris()]),
         (
             Hermes,
-            format!("Let me see.\n\n<tool_call>{object}</tool_call>\n<tool_call>\n{{\"name\": \"find\"}}\n</tool_call>\n"),
+            format!(
+                "Let me see.\n\n<tool_call>{object}</tool_call>\n<tool_call>\n{{\"name\": \"find\"}}\n</tool_call>\n"
+            ),
             "Let me see.",
             vec![paris(), find()],
         ),
@@ -120,16 +124,20 @@ fn calls_of_every_family() {
             " Done.",
             vec![paris(), paris()],
         ),
-        (SmolLm, format!("<tool_call>[{object}, {{\"name\": \"find\", \"arguments\": {{}}}}]</tool_call>"), "", vec![
-            paris(),
-            find(),
-        ]),
+        (
+            SmolLm,
+            format!("<tool_call>[{object}, {{\"name\": \"find\", \"arguments\": {{}}}}]</tool_call>"),
+            "",
+            vec![paris(), find()],
+        ),
         (SmolLm, "<tool_call>[]</tool_call>".into(), "", vec![]),
         (Llama, llama.clone(), "", vec![paris()]),
-        (Llama, format!("\n{llama}; {{\"type\": \"function\", \"name\": \"find\", \"parameters\": {{}}}}"), "", vec![
-            paris(),
-            find(),
-        ]),
+        (
+            Llama,
+            format!("\n{llama}; {{\"type\": \"function\", \"name\": \"find\", \"parameters\": {{}}}}"),
+            "",
+            vec![paris(), find()],
+        ),
         (Llama, format!("<|python_tag|>{llama}"), "", vec![paris()]),
         (Mistral, format!("[TOOL_CALLS] [{object}, {object}]"), "", vec![paris(), paris()]),
         (Mistral, format!("Yes: [TOOL_CALLS][{object}]"), "Yes:", vec![paris()]),
@@ -172,7 +180,11 @@ fn what_is_no_call_is_text_to_the_last_character() {
             if format == ToolCallFormat::Hermes && text.starts_with("<tool_call>") {
                 // The closing mark is not text of its own, but nothing was opened: all stays.
             }
-            assert_eq!(read_all_cuts(format, text), Answer { text: text.into(), calls: vec![] }, "{format:?}");
+            assert_eq!(
+                read_all_cuts(format, text),
+                Answer { text: text.into(), calls: vec![] },
+                "{format:?}"
+            );
         }
     }
 }
@@ -181,7 +193,11 @@ fn what_is_no_call_is_text_to_the_last_character() {
 fn an_answer_that_is_cut_off() {
     use ToolCallFormat::*;
     for (format, text, calls) in [
-        (Hermes, "<tool_call>{\"name\": \"find\", \"arguments\": {\"a\": \"b", ("find", "{\"a\": \"b", false)),
+        (
+            Hermes,
+            "<tool_call>{\"name\": \"find\", \"arguments\": {\"a\": \"b",
+            ("find", "{\"a\": \"b", false),
+        ),
         (Hermes, "<tool_call>{\"name\": \"find\", \"arguments\": {}", ("find", "{}", false)),
         (Hermes, "<tool_call>{\"name\": \"find\", \"arguments\": {}}\n</tool", ("find", "{}", true)),
         (MistralArgs, "[TOOL_CALLS]find[ARGS]{\"a\"", ("find", "{\"a\"", false)),
@@ -251,14 +267,25 @@ fn the_format_is_what_the_template_mentions() {
 }
 
 fn tools() -> Vec<Tool> {
-    let tool = |name: &str, parameters: Option<serde_json::Value>| Tool { name: name.into(), description: None, parameters };
+    let tool = |name: &str, parameters: Option<serde_json::Value>| Tool {
+        name: name.into(),
+        description: None,
+        parameters,
+    };
     vec![
         tool(
             "get_weather",
-            Some(json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 5}, "unit": {"$ref": "#/$defs/unit"}},
-                "required": ["city", "unit"], "additionalProperties": false, "$defs": {"unit": {"enum": ["°C", "°F"]}}})),
+            Some(
+                json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 5}, "unit": {"$ref": "#/$defs/unit"}},
+                "required": ["city", "unit"], "additionalProperties": false, "$defs": {"unit": {"enum": ["°C", "°F"]}}}),
+            ),
         ),
-        tool("get", Some(json!({"properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"], "additionalProperties": false}))),
+        tool(
+            "get",
+            Some(
+                json!({"properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"], "additionalProperties": false}),
+            ),
+        ),
         tool("find", None),
     ]
 }
@@ -271,7 +298,12 @@ fn tokenizer(marks: &[&str]) -> Tokenizer {
 }
 
 /// What a model writes that chooses at random among what is allowed, as its parser reads it.
-fn random_answer(mut constraint: Constraint, tokenizer: &Tokenizer, mut parser: ToolCallParser, seed: u64) -> Answer {
+fn random_answer(
+    mut constraint: Constraint,
+    tokenizer: &Tokenizer,
+    mut parser: ToolCallParser,
+    seed: u64,
+) -> Answer {
     let mut answer = Answer::default();
     let mut decoder = kvik_model::tokenizer::StreamDecoder::new(false);
     for step in 0..4000 {
@@ -307,15 +339,21 @@ fn forced_calls_are_calls_with_valid_arguments() {
             let parser = ToolCallParser::new(format, tools.iter().map(|tool| tool.name.clone()));
             let parser = parser.with_tokenizer(&tokenizer);
             let mut called = std::collections::BTreeSet::new();
-            for (choice, parallel) in
-                [(ToolChoice::Required, true), (ToolChoice::Required, false), (ToolChoice::Named("get".into()), false)]
-            {
+            for (choice, parallel) in [
+                (ToolChoice::Required, true),
+                (ToolChoice::Required, false),
+                (ToolChoice::Named("get".into()), false),
+            ] {
                 let source = forced_call(format, &tokenizer, &tools, &choice, parallel).unwrap().unwrap();
-                let constraint = compiler.compile(&source).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+                let constraint =
+                    compiler.compile(&source).unwrap_or_else(|error| panic!("{format:?}: {error}"));
                 for seed in 0..12 {
                     let answer = random_answer(constraint.clone(), &tokenizer, parser.clone(), seed);
                     assert_eq!(answer.text, "", "{format:?} {answer:?}");
-                    assert!(!answer.calls.is_empty() && (parallel || answer.calls.len() == 1), "{format:?} {answer:?}");
+                    assert!(
+                        !answer.calls.is_empty() && (parallel || answer.calls.len() == 1),
+                        "{format:?} {answer:?}"
+                    );
                     for (name, arguments, complete) in &answer.calls {
                         assert_eq!(*complete, Some(true), "{format:?} {answer:?}");
                         let index = tools.iter().position(|tool| tool.name == *name).unwrap();
@@ -353,7 +391,7 @@ fn tools_and_choices_that_make_no_sense_are_refused() {
 fn instructions_show_the_form_that_is_parsed() {
     let tool = json!({"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}});
     for format in FORMATS {
-        let text = instructions(format, &[tool.clone()]);
+        let text = instructions(format, std::slice::from_ref(&tool));
         assert!(text.contains(&tool.to_string()));
         let example = text.split("in this form:\n").nth(1).unwrap().split("\nIf none").next().unwrap();
         let example = example.replace("function name", "find");

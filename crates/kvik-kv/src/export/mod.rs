@@ -9,7 +9,7 @@
 //! - the state of the sequence, one blob for each method, and the queries that a prompt in the middle has left;
 //! - layer by layer and head by head the statistics and the segments, of each segment its columns and its blocks. A block that
 //!   several hold comes once, with its first holder;
-//! - a SHA-256 of all that.
+//! - a SHA-256 of all that, unless it is for what carries a checksum of its own ([`SequenceCache::export_bare`]).
 //!
 //! Nothing that a file says is believed: each number is held against the model and the store before it is used, and memory is
 //! taken as bytes come. A file that passes all checks may still hold wrong numbers, if somebody meant it to.
@@ -49,6 +49,19 @@ impl SequenceCache {
     /// [`CacheError::Io`] if writing fails; [`CacheError::Export`] if the sequence has methods that are of no pipeline, one has
     /// failed, or one cannot say what it remembers.
     pub fn export(&self, store: &KvStore, target: impl Write) -> Result<(), CacheError> {
+        self.export_to(store, Sink::new(target))
+    }
+
+    /// As [`Self::export`], without the checksum at the end: for what carries one of its own, which may be faster.
+    /// [`KvStore::import_bare`] reads it.
+    ///
+    /// # Errors
+    /// As for [`Self::export`].
+    pub fn export_bare(&self, store: &KvStore, target: impl Write) -> Result<(), CacheError> {
+        self.export_to(store, Sink::bare(target))
+    }
+
+    fn export_to<W: Write>(&self, store: &KvStore, mut sink: Sink<W>) -> Result<(), CacheError> {
         let Some(pipeline) = &self.pipeline else {
             return Err(CacheError::Export("it has methods that are of no pipeline"));
         };
@@ -60,7 +73,6 @@ impl SequenceCache {
                 "its keys are coefficients over directions that only this process has",
             ));
         }
-        let mut sink = Sink::new(target);
         sink.bytes(&MAGIC)?;
         sink.u32(VERSION)?;
         sink.blob(pipeline.as_bytes())?;
@@ -91,7 +103,26 @@ impl KvStore {
     /// [`CacheError::Import`] says what is wrong with it; [`CacheError::Full`] that this store has no room for it. The store then
     /// holds what it held before.
     pub fn import(&mut self, source: impl Read, pipeline: &Pipeline) -> Result<SequenceCache, CacheError> {
-        let mut source = Source::new(source);
+        self.import_from(Source::new(source), pipeline)
+    }
+
+    /// As [`Self::import`], of what [`SequenceCache::export_bare`] wrote. Whoever calls this has verified `source`.
+    ///
+    /// # Errors
+    /// As for [`Self::import`].
+    pub fn import_bare(
+        &mut self,
+        source: impl Read,
+        pipeline: &Pipeline,
+    ) -> Result<SequenceCache, CacheError> {
+        self.import_from(Source::bare(source), pipeline)
+    }
+
+    fn import_from<R: Read>(
+        &mut self,
+        mut source: Source<R>,
+        pipeline: &Pipeline,
+    ) -> Result<SequenceCache, CacheError> {
         import_header(&mut source, self.shape(), pipeline)?;
         // An error drops the sequence, and with it the blocks that it has taken so far.
         let mut sequence = self.sequence_with(pipeline)?;
@@ -120,6 +151,16 @@ impl KvStore {
         }
         source.finish()?;
         Ok(sequence)
+    }
+}
+
+impl KvShape {
+    /// The SHA-256 of all of it, and of the version that exported caches have: two stores with the same one read each other's.
+    pub fn identity(&self) -> [u8; 32] {
+        let mut sink = Sink::new(std::io::sink());
+        let written = sink.u32(VERSION).and_then(|()| export_shape(self, &mut sink));
+        debug_assert!(written.is_ok(), "nothing is written");
+        sink.checksum()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Numbers, bytes and texts of an exported cache, with a checksum over all of them.
+//! Numbers, bytes and texts of an exported cache, with a checksum over all of them unless somebody else has one.
 
 use std::io::{self, Read, Write};
 
@@ -16,16 +16,23 @@ fn broken(reason: impl Into<String>) -> CacheError {
 /// Where an exported cache goes.
 pub(crate) struct Sink<W> {
     target: W,
-    checksum: Sha256,
+    checksum: Option<Sha256>,
 }
 
 impl<W: Write> Sink<W> {
     pub(crate) fn new(target: W) -> Self {
-        Self { target, checksum: Sha256::new() }
+        Self { target, checksum: Some(Sha256::new()) }
+    }
+
+    /// Without a checksum.
+    pub(crate) fn bare(target: W) -> Self {
+        Self { target, checksum: None }
     }
 
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
-        self.checksum.update(bytes);
+        if let Some(checksum) = &mut self.checksum {
+            checksum.update(bytes);
+        }
         self.target
             .write_all(bytes)
             .map_err(|source| CacheError::Io { what: "writing an exported cache".to_owned(), source })
@@ -60,23 +67,34 @@ impl<W: Write> Sink<W> {
 
     /// Writes the checksum: the end.
     pub(crate) fn finish(mut self) -> Result<(), CacheError> {
-        let checksum = self.checksum.clone().finalize();
-        self.bytes(&checksum)?;
+        if let Some(checksum) = self.checksum.take() {
+            self.bytes(&checksum.finalize())?;
+        }
         self.target
             .flush()
             .map_err(|source| CacheError::Io { what: "writing an exported cache".to_owned(), source })
+    }
+
+    /// The checksum of what was written.
+    pub(crate) fn checksum(self) -> [u8; 32] {
+        self.checksum.unwrap_or_default().finalize().into()
     }
 }
 
 /// Where an exported cache comes from. Nothing that it says is believed.
 pub(crate) struct Source<R> {
     source: R,
-    checksum: Sha256,
+    checksum: Option<Sha256>,
 }
 
 impl<R: Read> Source<R> {
     pub(crate) fn new(source: R) -> Self {
-        Self { source, checksum: Sha256::new() }
+        Self { source, checksum: Some(Sha256::new()) }
+    }
+
+    /// Of what was written without a checksum.
+    pub(crate) fn bare(source: R) -> Self {
+        Self { source, checksum: None }
     }
 
     /// Fills `bytes`.
@@ -85,7 +103,9 @@ impl<R: Read> Source<R> {
             io::ErrorKind::UnexpectedEof => broken("it ends too early"),
             _ => CacheError::Io { what: "reading an exported cache".to_owned(), source },
         })?;
-        self.checksum.update(&*bytes);
+        if let Some(checksum) = &mut self.checksum {
+            checksum.update(&*bytes);
+        }
         Ok(())
     }
 
@@ -162,7 +182,7 @@ impl<R: Read> Source<R> {
 
     /// Checks the checksum: the end.
     pub(crate) fn finish(mut self) -> Result<(), CacheError> {
-        let computed = self.checksum.clone().finalize();
+        let Some(computed) = self.checksum.take().map(Sha256::finalize) else { return Ok(()) };
         if self.array::<32>()? == *computed {
             Ok(())
         } else {

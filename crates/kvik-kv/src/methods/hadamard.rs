@@ -46,6 +46,10 @@ impl Hadamard {
 }
 
 impl Method for Hadamard {
+    fn waits_for_end(&self) -> bool {
+        true
+    }
+
     fn changes_weights(&self) -> bool {
         true
     }

@@ -105,6 +105,10 @@ impl Kivi {
 }
 
 impl Method for Kivi {
+    fn waits_for_end(&self) -> bool {
+        true
+    }
+
     fn end_of_prompt(&mut self, cache: &mut OpenCache<'_>, _turn: usize) -> Result<(), CacheError> {
         self.encode(cache)
     }

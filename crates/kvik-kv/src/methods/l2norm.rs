@@ -46,6 +46,10 @@ struct L2Norm {
 }
 
 impl Method for L2Norm {
+    fn waits_for_end(&self) -> bool {
+        true
+    }
+
     fn end_of_prompt(&mut self, cache: &mut OpenCache<'_>, _turn: usize) -> Result<(), CacheError> {
         for (layer, kv_head) in cache.heads() {
             let rows = cache.rows(layer, kv_head);

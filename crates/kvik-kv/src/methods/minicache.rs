@@ -192,6 +192,10 @@ impl MiniCache {
 }
 
 impl Method for MiniCache {
+    fn waits_for_end(&self) -> bool {
+        true
+    }
+
     fn end_of_prompt(&mut self, cache: &mut OpenCache<'_>, _turn: usize) -> Result<(), CacheError> {
         self.merge(cache)
     }

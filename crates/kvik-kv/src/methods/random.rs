@@ -73,6 +73,10 @@ struct Random {
 }
 
 impl Method for Random {
+    fn waits_for_end(&self) -> bool {
+        true
+    }
+
     fn end_of_prompt(&mut self, cache: &mut OpenCache<'_>, _turn: usize) -> Result<(), CacheError> {
         for (layer, kv_head) in cache.heads() {
             let rows = cache.rows(layer, kv_head);

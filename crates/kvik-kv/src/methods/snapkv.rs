@@ -139,6 +139,10 @@ impl SnapKv {
 }
 
 impl Method for SnapKv {
+    fn waits_for_end(&self) -> bool {
+        true
+    }
+
     fn evidence(&self) -> Evidence {
         Evidence { window: self.window, ..Evidence::NONE }
     }

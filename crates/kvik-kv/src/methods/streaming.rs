@@ -70,6 +70,10 @@ impl Streaming {
 }
 
 impl Method for Streaming {
+    fn waits_for_end(&self) -> bool {
+        true
+    }
+
     fn end_of_prompt(&mut self, cache: &mut OpenCache<'_>, _turn: usize) -> Result<(), CacheError> {
         for (layer, kv_head) in cache.heads() {
             self.window.cut(cache, layer, kv_head)?;

@@ -7,6 +7,7 @@
 
 mod columns;
 mod export;
+mod prefix;
 mod rewrite;
 
 use std::{ops::Range, sync::Arc};

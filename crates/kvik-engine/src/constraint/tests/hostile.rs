@@ -15,7 +15,8 @@ fn doubling(keyword: &str, depth: usize) -> Value {
         let next = json!({"$ref": format!("#/$defs/d{}", level + 1)});
         definitions.insert(format!("d{level}"), json!({keyword: [next, next], "type": "object"}));
     }
-    definitions.insert(format!("d{depth}"), json!({"type": "object", "properties": {"a": {"type": "integer"}}}));
+    definitions
+        .insert(format!("d{depth}"), json!({"type": "object", "properties": {"a": {"type": "integer"}}}));
     json!({"$defs": definitions, "$ref": "#/$defs/d0", "description": "doubles"})
 }
 
@@ -33,6 +34,15 @@ fn pairs(depth: usize) -> Value {
     json!({"$defs": definitions, "$ref": "#/$defs/d0"})
 }
 
+/// Each definition leads to the next.
+fn chain(link: impl Fn(&str) -> Value) -> Value {
+    let name = |level: usize| format!("d{level}");
+    let mut definitions: serde_json::Map<_, _> =
+        (0..4000).map(|level| (name(level), link(&format!("#/$defs/{}", name(level + 1))))).collect();
+    definitions.insert(name(4000), json!({"type": "object"}));
+    json!({"$defs": definitions, "$ref": "#/$defs/d0"})
+}
+
 fn schemas() -> Vec<(&'static str, Value)> {
     let many = |count: usize| -> serde_json::Map<String, Value> {
         (0..count).map(|index| (format!("p{index}"), json!({"type": "string"}))).collect()
@@ -44,14 +54,29 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("allOf doubling", doubling("allOf", 40)),
         ("anyOf doubling", doubling("anyOf", 40)),
         ("allOf of two", pairs(30)),
-        ("common multiples", json!({"allOf": [{"type": "integer", "multipleOf": 997}, {"multipleOf": 991}, {"multipleOf": 983}]})),
+        ("chain of references", chain(|next| json!({"$ref": next}))),
+        ("chain of allOf", chain(|next| json!({"allOf": [{"$ref": next}]}))),
+        ("chain of siblings", chain(|next| json!({"$ref": next, "type": "object"}))),
+        (
+            "common multiples",
+            json!({"allOf": [{"type": "integer", "multipleOf": 997}, {"multipleOf": 991}, {"multipleOf": 983}]}),
+        ),
         ("oneOf doubling", doubling("oneOf", 12)),
         ("allOf of anyOf", json!({"allOf": (0..12).map(alternatives).collect::<Vec<_>>()})),
         ("allOf of anyOf, small", json!({"allOf": (0..3).map(alternatives).collect::<Vec<_>>()})),
         ("self reference", json!({"$ref": "#"})),
-        ("circle", json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"})),
-        ("circle of allOf", json!({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"type": "object"}]}}, "$ref": "#/$defs/a"})),
-        ("endless list", json!({"$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}}, "$ref": "#/$defs/a"})),
+        (
+            "circle",
+            json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+        ),
+        (
+            "circle of allOf",
+            json!({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"type": "object"}]}}, "$ref": "#/$defs/a"}),
+        ),
+        (
+            "endless list",
+            json!({"$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}}, "$ref": "#/$defs/a"}),
+        ),
         ("missing reference", json!({"$ref": "#/$defs/none"})),
         ("remote reference", json!({"$ref": "https://example.com/schema.json"})),
         ("file reference", json!({"properties": {"a": {"$ref": "file:///etc/passwd"}}})),
@@ -103,13 +128,31 @@ fn others() -> Vec<(&'static str, ConstraintSource)> {
         ("ambiguous words", grammar("start: (w w w w)*\nw: /[a-z]+/ | /[a-z0-9]+/ | \"ab\" | w w".into())),
         ("open parentheses", grammar(format!("start: {}", "(".repeat(60_000)))),
         ("nested rules", grammar(format!("start: {}\"a\"{}", "(".repeat(150), ")*".repeat(150)))),
-        ("chain", grammar((0..5000).fold("start: r0\n".into(), |all, n| format!("{all}r{n}: \"(\" r{} \")\"\n", n + 1)) + "r5000: \"a\"\n")),
-        ("chain of terminals", grammar((0..3000).fold("start: T0\n".into(), |all, n| format!("{all}T{n}: \"a\" T{}?\n", n + 1)) + "T3000: \"a\"\n")),
+        (
+            "chain",
+            grammar(
+                (0..5000).fold("start: r0\n".into(), |all, n| format!("{all}r{n}: \"(\" r{} \")\"\n", n + 1))
+                    + "r5000: \"a\"\n",
+            ),
+        ),
+        (
+            "chain of terminals",
+            grammar(
+                (0..3000).fold("start: T0\n".into(), |all, n| format!("{all}T{n}: \"a\" T{}?\n", n + 1))
+                    + "T3000: \"a\"\n",
+            ),
+        ),
         ("repeats of rules", grammar("start: (a{1000}){1000}\na: \"x\" | \"y\"".into())),
-        ("not and and", grammar("start: A\nA: /(a|b){50}.*/ & ~/.*ab.{30}/ & ~/.*ba.{40}/ & /.*a.{35}/".into())),
+        (
+            "not and and",
+            grammar("start: A\nA: /(a|b){50}.*/ & ~/.*ab.{30}/ & ~/.*ba.{40}/ & /.*a.{35}/".into()),
+        ),
         ("schema in a grammar", grammar(format!("start: %json {}", doubling("allOf", 40)))),
         ("deep schema in a grammar", grammar(format!("start: %json {}", nested(100)))),
-        ("substrings", grammar(format!("start: S\nS: %regex {{ \"substring_chars\": \"{}\" }}", "ab".repeat(20_000)))),
+        (
+            "substrings",
+            grammar(format!("start: S\nS: %regex {{ \"substring_chars\": \"{}\" }}", "ab".repeat(20_000))),
+        ),
         ("no choice", ConstraintSource::Choice(vec![])),
         ("many choices", ConstraintSource::Choice((0..4000).map(|n| format!("{:012}", n * 7919)).collect())),
         ("too many choices", ConstraintSource::Choice((0..5000).map(|n| n.to_string()).collect())),
@@ -134,7 +177,8 @@ fn run(name: &str, source: &ConstraintSource) -> (Duration, Duration, String) {
                     slowest = slowest.max(start.elapsed());
                     break;
                 }
-                let may: Vec<u32> = (0..logits.len() as u32).filter(|&id| logits[id as usize] == 0.0).collect();
+                let may: Vec<u32> =
+                    (0..logits.len() as u32).filter(|&id| logits[id as usize] == 0.0).collect();
                 let id = may[(step * 7919) as usize % may.len()];
                 let accepted = constraint.accept(id);
                 slowest = slowest.max(start.elapsed());

@@ -35,8 +35,7 @@ fn random_text(constraint: &mut Constraint, seed: u64) -> String {
 
 fn check(schema: &Value, seed: u64) -> String {
     let source = ConstraintSource::JsonSchema(schema.clone());
-    let mut constraint =
-        compiler().compile(&source).unwrap_or_else(|error| panic!("{error} in {schema}"));
+    let mut constraint = compiler().compile(&source).unwrap_or_else(|error| panic!("{error} in {schema}"));
     let text = random_text(&mut constraint, seed);
     let value: Value = match serde_json::from_str(&text) {
         Ok(value) => value,
@@ -56,17 +55,25 @@ fn schema() -> impl Strategy<Value = Value> {
         Just(json!({"type": "null"})),
         Just(json!({"type": "boolean"})),
         Just(json!({"type": "string"})),
-        (0u32..4, 0u32..6).prop_map(|(min, more)| json!({"type": "string", "minLength": min, "maxLength": min + more})),
+        (0u32..4, 0u32..6)
+            .prop_map(|(min, more)| json!({"type": "string", "minLength": min, "maxLength": min + more})),
         Just(json!({"type": "string", "pattern": "^[a-cé]{1,3}(x|y)?$"})),
         Just(json!({"type": "string", "format": "date"})),
-        (-50i32..50, 0i32..100).prop_map(|(min, more)| json!({"type": "integer", "minimum": min, "maximum": min + more})),
-        (-5i32..5, 1i32..9).prop_map(|(min, more)| json!({"type": "number", "minimum": min, "exclusiveMaximum": min + more})),
+        (-50i32..50, 0i32..100)
+            .prop_map(|(min, more)| json!({"type": "integer", "minimum": min, "maximum": min + more})),
+        (-5i32..5, 1i32..9).prop_map(
+            |(min, more)| json!({"type": "number", "minimum": min, "exclusiveMaximum": min + more})
+        ),
         Just(json!({"type": ["string", "null", "integer"]})),
-        proptest::collection::vec(prop_oneof![
-            any::<i16>().prop_map(|n| json!(n)),
-            "[a\"\\\\é\n😀]{0,4}".prop_map(|s| json!(s)),
-            Just(json!({"k": [1, null]})),
-        ], 1..4).prop_map(|values| json!({"enum": values})),
+        proptest::collection::vec(
+            prop_oneof![
+                any::<i16>().prop_map(|n| json!(n)),
+                "[a\"\\\\é\n😀]{0,4}".prop_map(|s| json!(s)),
+                Just(json!({"k": [1, null]})),
+            ],
+            1..4
+        )
+        .prop_map(|values| json!({"enum": values})),
         "[ab\"é]{0,3}".prop_map(|s| json!({"const": s})),
     ];
     leaf.prop_recursive(3, 20, 4, |inner| {
@@ -134,12 +141,15 @@ fn any_object_and_nothing_else() {
 fn characters_are_finished_before_anything_else() {
     let source = ConstraintSource::JsonSchema(json!({"type": "string"}));
     // The first bytes of é and of an emoji: only bytes that go on with them may come, and tokens that begin with such.
-    for (text, first, last) in [(&b"\"\xC3"[..], 0x80, 0xBF), (b"\"\xF0", 0x90, 0xBF), (b"\"\xF0\x9F\x98", 0x80, 0xBF)] {
+    for (text, first, last) in
+        [(&b"\"\xC3"[..], 0x80, 0xBF), (b"\"\xF0", 0x90, 0xBF), (b"\"\xF0\x9F\x98", 0x80, 0xBF)]
+    {
         let may = allowed(&mut after(&source, text));
         let expected: Vec<u32> = (0..END)
             .filter(|&id| {
                 let bytes = tokenizer().token_bytes(id);
-                (first..=last).contains(&bytes[0]) && (bytes.len() == 1 || (bytes == b"\xA9b" && text == b"\"\xC3"))
+                (first..=last).contains(&bytes[0])
+                    && (bytes.len() == 1 || (bytes == b"\xA9b" && text == b"\"\xC3"))
             })
             .collect();
         // `\xA9b` also goes on behind three bytes of an emoji.

@@ -38,8 +38,10 @@ fn matching(regex: &str, alphabet: &[&str], length: usize) -> HashSet<Vec<u8>> {
     let mut all = vec![String::new()];
     let mut last = 0..1;
     for _ in 0..length {
-        let longer: Vec<String> =
-            all[last.clone()].iter().flat_map(|text| alphabet.iter().map(move |c| format!("{text}{c}"))).collect();
+        let longer: Vec<String> = all[last.clone()]
+            .iter()
+            .flat_map(|text| alphabet.iter().map(move |c| format!("{text}{c}")))
+            .collect();
         last = all.len()..all.len() + longer.len();
         all.extend(longer);
     }
@@ -48,15 +50,7 @@ fn matching(regex: &str, alphabet: &[&str], length: usize) -> HashSet<Vec<u8>> {
 
 #[test]
 fn regular_expressions() {
-    for regex in [
-        "a{1,4}",
-        "(ab|ba){0,2}",
-        "a?b?é?",
-        "(a|aab)(b|bab)?",
-        "é{2,3}|a",
-        "a😀?b",
-        "",
-    ] {
+    for regex in ["a{1,4}", "(ab|ba){0,2}", "a?b?é?", "(a|aab)(b|bab)?", "é{2,3}|a", "a😀?b", ""] {
         let alphabet = ["a", "b", "é", "😀"];
         agrees(&ConstraintSource::Regex(regex.into()), &matching(regex, &alphabet, 6));
         agrees(&ConstraintSource::Regex(format!("^{regex}$")), &matching(regex, &alphabet, 6));
@@ -67,7 +61,9 @@ fn regular_expressions() {
 fn grammars() {
     let listed = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect();
     agrees(
-        &ConstraintSource::Grammar("start: \"a\" middle \"b\" | \"[[\" middle \"]]\"\nmiddle: \"é\"? \"ba\"".into()),
+        &ConstraintSource::Grammar(
+            "start: \"a\" middle \"b\" | \"[[\" middle \"]]\"\nmiddle: \"é\"? \"ba\"".into(),
+        ),
         &listed(&["abab", "aébab", "[[ba]]", "[[éba]]"]),
     );
     // A mark is asked for by number, and never as text.
