@@ -4,6 +4,7 @@
 use crate::{
     constraint::{ConstraintCompiler, ConstraintError},
     error::EngineError,
+    facts::EngineFacts,
     generate::{Event, GenerateRequest, Generation, Generator},
     language_model::{LanguageModel, LocalModel},
     sampling::TokenMask,
@@ -14,7 +15,6 @@ use kvik_kernels::{Phase, ThreadPool};
 use kvik_kv::{KvShape, KvStore, Method, Pipeline};
 use kvik_model::{
     ChatTemplate, ChatTemplateError, Checkpoint, Model, ModelConfig, Tokenizer, layers::Logits,
-    tokenizer::TokenizerError,
 };
 use std::{
     ops::ControlFlow,
@@ -58,11 +58,10 @@ impl Default for EngineOptions {
 
 /// A model that is ready to run.
 pub struct Engine {
-    local: LocalModel,
-    tokenizer: Result<Tokenizer, Arc<TokenizerError>>,
-    chat_template: Result<Option<ChatTemplate>, ChatTemplateError>,
-    pool: ThreadPool,
-    prefill_chunk_tokens: usize,
+    pub(crate) local: LocalModel,
+    pub(crate) facts: Arc<EngineFacts>,
+    pub(crate) pool: ThreadPool,
+    pub(crate) prefill_chunk_tokens: usize,
     /// Made when the first constraint comes.
     constraints: OnceLock<Result<Arc<ConstraintCompiler>, ConstraintError>>,
 }
@@ -98,8 +97,18 @@ impl Engine {
         let store = KvStore::new(model.kv_shape().clone(), options.sessions, context_tokens, step_tokens)?;
         let workspace = model.workspace(pool.threads(), context_tokens);
         let local = LocalModel { model, store, workspace };
+        let facts = EngineFacts {
+            model_name: model_name(path),
+            model: local.model.config().clone(),
+            tokenizer,
+            chat_template,
+            context_tokens,
+            vocabulary: local.model.config().vocabulary,
+            kv_shape: local.model.kv_shape().clone(),
+            threads: pool.threads(),
+        };
         let constraints = OnceLock::new();
-        Ok(Self { local, tokenizer, chat_template, pool, prefill_chunk_tokens, constraints })
+        Ok(Self { local, facts: Arc::new(facts), pool, prefill_chunk_tokens, constraints })
     }
 
     /// The model's tokenizer.
@@ -108,7 +117,7 @@ impl Engine {
     /// [`EngineError::Tokenizer`] if it has none that can be used. Such a model still loads, for tokens can be scored
     /// without.
     pub fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
-        Ok(self.tokenizer.as_ref().map_err(Arc::clone)?)
+        Ok(self.facts.tokenizer.as_ref().map_err(Arc::clone)?)
     }
 
     /// How the model wants a conversation written; `None` for a base model.
@@ -116,7 +125,12 @@ impl Engine {
     /// # Errors
     /// What is wrong with the template. A model with a broken one still loads, for plain completion needs none.
     pub fn chat_template(&self) -> Result<Option<&ChatTemplate>, &ChatTemplateError> {
-        self.chat_template.as_ref().map(Option::as_ref)
+        self.facts.chat_template.as_ref().map(Option::as_ref)
+    }
+
+    /// What is known of the model, to share with other threads.
+    pub fn facts(&self) -> &Arc<EngineFacts> {
+        &self.facts
     }
 
     /// What compiles constraints for this model; made when it is first asked for, and shared.
@@ -293,7 +307,7 @@ impl Engine {
             }
             None => None,
         };
-        let tokenizer = self.tokenizer.as_ref().map_err(Arc::clone)?;
+        let tokenizer = self.facts.tokenizer.as_ref().map_err(Arc::clone)?;
         let mut model = self.local.bind(&self.pool, &mut session.cache);
         let generator = Generator {
             sequence: Sequence { model: &mut model, tokens: &mut session.tokens },
@@ -327,4 +341,11 @@ impl Engine {
         let mut sequence = Sequence { model: &mut model, tokens: &mut session.tokens };
         score::score(&mut sequence, &self.pool, context_tokens, ids, top, phase, on_progress)
     }
+}
+
+/// What people call a model: the name of its file or folder.
+fn model_name(path: &Path) -> String {
+    // A folder's name may have dots, as those of versions do.
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

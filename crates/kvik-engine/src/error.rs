@@ -2,6 +2,7 @@
 
 use crate::{
     constraint::ConstraintError,
+    prefix::PrefixError,
     sampling::{InvalidSampling, MaskError},
     stop::EmptyStopString,
 };
@@ -45,6 +46,23 @@ pub enum EngineError {
     /// The text cannot go on as its constraint demands.
     #[error(transparent)]
     Mask(#[from] MaskError),
+    /// Prefixes cannot be kept as asked.
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
+    /// A step has no room for prompts.
+    #[error(
+        "a step of {step_tokens} tokens for up to {max_running} sequences was asked for: use at least one sequence, and \
+         more tokens than sequences, so that prompts are read while all of them answer"
+    )]
+    Step {
+        /// Tokens of a step.
+        step_tokens: usize,
+        /// Sequences at the same time.
+        max_running: usize,
+    },
+    /// The system refused a thread.
+    #[error("cannot start the service's thread: {0}")]
+    Thread(std::io::Error),
     /// No thread, or more than any machine has.
     #[error("{threads} threads were asked for: use 1 to {max}")]
     Threads {

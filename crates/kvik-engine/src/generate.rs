@@ -5,22 +5,23 @@
 //! the end of the context, or the caller, who hears of every chunk and token and can stop after each. All buffers are
 //! sized before the first token, so that decoding does not allocate, unless a constraint has to be followed.
 
+mod completion;
 mod transcript;
 
 use crate::{
     constraint::ConstraintSource,
     error::EngineError,
-    log_softmax::{LogSoftmax, TokenLogprob},
-    sampling::{Sampler, SamplingOptions, TokenMask},
+    log_softmax::TokenLogprob,
+    sampling::{SamplingOptions, TokenMask},
     session::{Sequence, check_vocabulary},
-    stop::StopStrings,
 };
 use kvik_model::{
     Tokenizer,
     layers::{Logits, Phase},
 };
 use std::{ops::ControlFlow, time::Instant};
-use transcript::Transcript;
+
+pub(crate) use completion::{Chosen, Completion, CompletionOptions};
 
 /// What to generate.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -75,6 +76,8 @@ pub enum StopReason {
     ContextFull,
     /// The caller stopped it.
     Cancelled,
+    /// The request's time was over.
+    Deadline,
 }
 
 /// What a request gave.
@@ -145,21 +148,18 @@ impl Generator<'_> {
         let vocab_size = self.sequence.model.vocab_size();
         let prompt = self.prompt(request)?;
         check_vocabulary(&prompt, vocab_size)?;
-        let mut sampler = Sampler::new(request.sampling.clone(), vocab_size)?;
-        let stops = StopStrings::new(request.stop.clone())?;
-
-        // The last token needs no place of its own in the cache, but it belongs to the sequence.
-        let room = self.context_tokens - prompt.len();
-        let (limit, at_limit) = match request.max_tokens {
-            Some(max_tokens) if max_tokens <= room => (max_tokens, StopReason::MaxTokens),
-            _ => (room, StopReason::ContextFull),
+        let options = CompletionOptions {
+            max_tokens: request.max_tokens,
+            sampling: request.sampling.clone(),
+            stop: request.stop.clone(),
+            logprobs: request.logprobs,
+            ignore_end_of_text: request.ignore_end_of_text,
+            mask: self.mask.take(),
+            ..CompletionOptions::default()
         };
-        let mut transcript = Transcript::new(self.tokenizer, stops, limit);
-        let mut completion_ids = Vec::with_capacity(limit);
-        let mut logprobs = Vec::with_capacity(if request.logprobs.is_some() { limit } else { 0 });
-        let mut log_softmax = LogSoftmax::default();
-        // The model's own logits stay for the log-probabilities.
-        let mut masked = Vec::with_capacity(if self.mask.is_some() { vocab_size } else { 0 });
+        let mut completion = Completion::new(options, prompt.len(), self.context_tokens, vocab_size)?;
+        let mut logprobs =
+            Vec::with_capacity(if request.logprobs.is_some() { completion.limit() } else { 0 });
 
         let kept = self.sequence.keep_common_prefix(&prompt);
         let missing = &prompt[kept..];
@@ -168,40 +168,15 @@ impl Generator<'_> {
         })?;
         let prefill_seconds = start.elapsed().as_secs_f64();
         let mut first_token: Option<Instant> = None;
-        let stop = match prefilled {
-            ControlFlow::Break(()) => StopReason::Cancelled,
-            ControlFlow::Continue(_) if limit == 0 => at_limit,
-            ControlFlow::Continue(mut logits) => loop {
-                let history = &self.sequence.tokens[..];
-                let no_finite_logit = EngineError::NoFiniteLogit { position: history.len() };
-                let id = match &mut self.mask {
-                    None => sampler.sample(&logits, history),
-                    Some(mask) => {
-                        masked.clear();
-                        masked.extend_from_slice(&logits);
-                        mask.mask(&mut masked)?;
-                        sampler.sample(&masked, history)
-                    }
-                };
-                let id = id.ok_or(no_finite_logit)?;
-                if let Some(mask) = &mut self.mask {
-                    mask.accept(id)?;
-                }
+        let stop = match (prefilled, completion.ends_empty()) {
+            (ControlFlow::Break(()), _) => StopReason::Cancelled,
+            (ControlFlow::Continue(_), Some(at_limit)) => at_limit,
+            (ControlFlow::Continue(mut logits), None) => loop {
+                let Chosen { id, logprob, ended } =
+                    completion.push(self.tokenizer, &logits, self.sequence.tokens)?;
                 first_token.get_or_insert_with(Instant::now);
-                let logprob = request.logprobs.and_then(|top| log_softmax.token(&logits, id, top));
-                completion_ids.push(id);
-
-                let ended = if self.tokenizer.is_end_of_generation(id) && !request.ignore_end_of_text {
-                    Some(StopReason::EndOfText)
-                } else if let Some(stop) = transcript.push(id) {
-                    Some(StopReason::StopString(stop.to_owned()))
-                } else if self.mask.as_ref().is_some_and(|mask| mask.is_finished()) {
-                    Some(StopReason::EndOfText)
-                } else {
-                    (completion_ids.len() == limit).then(|| at_limit.clone())
-                };
-                let ended = ended.map(|reason| transcript.finish(reason));
-                let flow = on_event(Event::Token { id, text: transcript.fresh(), logprob: logprob.as_ref() });
+                let text = completion.fresh_text();
+                let flow = on_event(Event::Token { id, text, logprob: logprob.as_ref() });
                 logprobs.extend(logprob);
                 if let Some(reason) = ended {
                     break reason;
@@ -216,12 +191,14 @@ impl Generator<'_> {
 
         let prefill_tokens = self.sequence.tokens.len().min(prompt.len()) - kept;
         let kv_bytes = self.sequence.model.kv_bytes();
+        let seed = completion.seed();
+        let (completion_ids, text) = completion.into_parts();
         Ok(Generation {
             prompt_ids: prompt,
             completion_ids,
-            text: transcript.into_text(),
+            text,
             stop,
-            seed: sampler.seed(),
+            seed,
             prefill_tokens,
             prefill_seconds,
             decode_seconds,

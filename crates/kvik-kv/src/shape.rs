@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvik_kernels::attention::{Rotary, TileShape};
+use kvik_kernels::attention::{PlaneKind, Rotary, TILE_TOKENS, TileShape};
 
 /// Cache of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,11 @@ impl LayerShape {
     /// Head dimensions as the attention kernels take them.
     pub fn tile(&self) -> TileShape {
         TileShape { key_dim: self.key_dim, value_dim: self.value_dim }
+    }
+
+    /// Bytes of the block that holds a plane of one tile as bf16 rows.
+    pub fn plane_bytes(&self, plane: PlaneKind) -> usize {
+        (2 * self.tile().plane(plane).1).next_multiple_of(64)
     }
 }
 
@@ -49,6 +54,19 @@ impl KvShape {
     pub fn bf16_bytes(&self, tokens: usize) -> usize {
         let per_token = self.layers.iter().map(|l| l.kv_heads * (l.key_dim + l.value_dim) * 2).sum::<usize>();
         per_token * tokens
+    }
+
+    /// Bytes of the blocks that a sequence of `tokens` tokens takes before methods rewrite it: whole tiles at every layer and head.
+    /// Of sliding-window layers it holds the window, and the `step_tokens` that come at once.
+    pub fn block_bytes(&self, tokens: usize, step_tokens: usize) -> usize {
+        let layer_bytes = |layer: &LayerShape| {
+            let kept = layer.window.map_or(tokens, |window| {
+                tokens.min(window.saturating_add(step_tokens).saturating_add(TILE_TOKENS))
+            });
+            let planes = [PlaneKind::Keys, PlaneKind::Values].map(|plane| layer.plane_bytes(plane));
+            kept.div_ceil(TILE_TOKENS) * layer.kv_heads * planes.iter().sum::<usize>()
+        };
+        self.layers.iter().map(layer_bytes).sum()
     }
 
     /// Layers that see the whole sequence: those whose cache grows with it, and that methods rewrite. Sliding windows bound

@@ -151,7 +151,7 @@ impl KvStore {
             let tiles = kept.div_ceil(TILE_TOKENS).saturating_add(1);
             let blocks = sequences.saturating_mul(layer.kv_heads).saturating_mul(tiles);
             classes.push([PlaneKind::Keys, PlaneKind::Values].map(|plane| {
-                let bytes = plane_bytes(layer, plane);
+                let bytes = layer.plane_bytes(plane);
                 let class = sizes.iter().position(|(size, _)| *size == bytes).unwrap_or_else(|| {
                     sizes.push((bytes, 0));
                     sizes.len() - 1
@@ -443,9 +443,4 @@ fn reserve(bytes: usize, blocks: usize) -> Result<BlockPool, KvStoreError> {
     let all = bytes.saturating_mul(blocks);
     BlockPool::reserve(bytes, blocks, Owner::KvCache)
         .map_err(|source| KvStoreError::Reserve { bytes: all, source })
-}
-
-/// Bytes of a plane of bf16 rows, as its block has them.
-fn plane_bytes(layer: &LayerShape, plane: PlaneKind) -> usize {
-    (2 * layer.tile().plane(plane).1).next_multiple_of(64)
 }

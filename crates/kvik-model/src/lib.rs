@@ -24,6 +24,6 @@ pub mod weights;
 pub use chat_template::{ChatTemplate, ChatTemplateError, FunctionCall, Message, ToolCall};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use metadata::{Metadata, MetadataError};
-pub use model::{ForwardError, Model, ModelConfig, ModelError, PrepareError, find_architecture};
+pub use model::{ForwardError, Model, ModelConfig, ModelError, Outputs, PrepareError, find_architecture};
 pub use tensor::Tensor;
 pub use tokenizer::Tokenizer;

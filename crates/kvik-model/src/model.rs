@@ -89,6 +89,14 @@ pub struct ModelConfig {
     pub position_limit: Option<usize>,
 }
 
+/// What a pass gives.
+pub struct Outputs {
+    /// Logits `[wanted tokens, vocabulary]`, span after span.
+    pub logits: Rows,
+    /// Hidden states behind the last norm `[tokens of spans with Logits::Hidden, hidden]`, span after span.
+    pub hidden: Rows,
+}
+
 /// A model with its weights, ready to run.
 pub struct Model {
     network: Box<dyn Network>,
@@ -213,6 +221,20 @@ impl Model {
         store: &mut KvStore,
         spans: &mut [Span<'_>],
     ) -> Result<Rows, ForwardError> {
+        Ok(self.run(pool, workspace, store, spans)?.logits)
+    }
+
+    /// As [`Self::forward`], with the hidden states that spans ask for.
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub fn run(
+        &self,
+        pool: &ThreadPool,
+        workspace: &mut Workspace,
+        store: &mut KvStore,
+        spans: &mut [Span<'_>],
+    ) -> Result<Outputs, ForwardError> {
         for span in spans.iter() {
             self.check(span)?;
         }
@@ -227,9 +249,11 @@ impl Model {
             }
         }
         let mut pass = Pass::new(pool, workspace, store, spans);
-        let logits = self.network.forward(&mut pass);
+        let x = self.network.forward(&mut pass);
+        let (x, hidden) = pass.split_hidden(x);
+        let logits = self.network.output().apply(&mut pass, &x);
         pass.commit()?;
-        Ok(logits)
+        Ok(Outputs { logits, hidden })
     }
 
     fn check(&self, span: &Span<'_>) -> Result<(), ForwardError> {

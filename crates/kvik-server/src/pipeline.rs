@@ -13,12 +13,18 @@ use kvik_kv::{
 
 use crate::error::ApiError;
 
+/// Bytes of a pipeline. An error shows it whole.
+const LONGEST: usize = 2000;
+
 /// The pipeline that a request's `kv` field writes, with its files in `spill_dir`.
 ///
 /// # Errors
 /// 400: it is no pipeline, and at which character; or it names a file.
 pub fn from_request(text: &str, spill_dir: Option<&Path>) -> Result<Pipeline, ApiError> {
     let invalid = |message: String| ApiError::invalid(message).param("kv").code("invalid_pipeline");
+    if text.len() > LONGEST {
+        return Err(invalid(format!("kv has {} bytes: a pipeline has at most {LONGEST}", text.len())));
+    }
     let asked = Pipeline::parse(text).map_err(|error| {
         invalid(format!("kv: {} (character {})\n  {}", error.message, error.at, pointed(&error)))
     })?;
@@ -110,6 +116,11 @@ mod tests {
         let message = refusal("snapkv(budget=512)+nothing", None);
         assert!(message.ends_with("  snapkv(budget=512)+nothing\n                     ^"), "{message}");
         assert!(message.contains("(character 19)"), "{message}");
+    }
+
+    #[test]
+    fn what_is_endless_is_not_shown() {
+        assert!(refusal(&"kivi+".repeat(100_000), None).len() < 100);
     }
 
     #[test]

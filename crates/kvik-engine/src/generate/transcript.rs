@@ -11,8 +11,7 @@ const TEXT_BYTES_PER_TOKEN: usize = 16;
 const PIECE_BYTES: usize = 256;
 
 /// Text so far, and how much of it the caller has seen.
-pub(super) struct Transcript<'a> {
-    tokenizer: &'a Tokenizer,
+pub(super) struct Transcript {
     decoder: StreamDecoder,
     stops: StopStrings,
     /// The characters that the last token completed.
@@ -21,19 +20,19 @@ pub(super) struct Transcript<'a> {
     shown: usize,
 }
 
-impl<'a> Transcript<'a> {
+impl Transcript {
     /// An empty text of at most `tokens` tokens.
-    pub(super) fn new(tokenizer: &'a Tokenizer, stops: StopStrings, tokens: usize) -> Self {
+    pub(super) fn new(stops: StopStrings, tokens: usize) -> Self {
         let decoder = StreamDecoder::new(false);
         let piece = String::with_capacity(PIECE_BYTES);
         let text = String::with_capacity(tokens.saturating_mul(TEXT_BYTES_PER_TOKEN));
-        Self { tokenizer, decoder, stops, piece, text, shown: 0 }
+        Self { decoder, stops, piece, text, shown: 0 }
     }
 
     /// Adds the text of a token; returns the stop string that it completes, if one.
-    pub(super) fn push(&mut self, id: u32) -> Option<&str> {
+    pub(super) fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Option<&str> {
         self.piece.clear();
-        self.decoder.push(self.tokenizer, id, &mut self.piece);
+        self.decoder.push(tokenizer, id, &mut self.piece);
         self.stops.push(&self.piece, &mut self.text)
     }
 

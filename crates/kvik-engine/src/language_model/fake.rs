@@ -68,7 +68,7 @@ impl LanguageModel for Bigram {
 
     fn forward(&mut self, tokens: &[u32], wanted: Logits, _phase: Phase) -> Result<Rows, EngineError> {
         let asked = match wanted {
-            Logits::None => &[],
+            Logits::None | Logits::Hidden => &[],
             Logits::Last => &tokens[tokens.len() - 1..],
             Logits::All => tokens,
         };

@@ -9,10 +9,12 @@
 
 mod options;
 mod repeat_penalty;
+mod steering;
 mod token_mask;
 mod top_k;
 
 pub use options::{InvalidSampling, SamplingOptions};
+pub(crate) use steering::{Steered, Steering};
 pub use token_mask::{MaskError, TokenMask};
 pub(crate) use top_k::{Candidate, select_top_k};
 

@@ -53,6 +53,17 @@ pub enum InvalidSampling {
     /// Not positive, infinite or not a number.
     #[error("repeat penalty {0} is out of range: use a positive number (1 turns it off, 1.1 is usual)")]
     RepeatPenalty(f32),
+    /// Infinite or not a number.
+    #[error("a frequency or presence penalty of {0} is out of range: use a number (0 turns it off)")]
+    Penalty(f32),
+    /// Of a token that the model does not have, or not a number.
+    #[error("a logit bias of {bias} for token {id} means nothing: name tokens of the model, and numbers")]
+    LogitBias {
+        /// The token.
+        id: u32,
+        /// What is to be added.
+        bias: f32,
+    },
 }
 
 impl SamplingOptions {

@@ -74,8 +74,11 @@ impl Network for Gemma3 {
             x.add(pass.pool, &h);
         }
         let x = pass.logit_rows(&x);
-        let h = self.norm.apply(pass, &x);
-        self.output.apply(pass, &h)
+        self.norm.apply(pass, &x)
+    }
+
+    fn output(&self) -> &Linear {
+        &self.output
     }
 
     fn attention_layers(&self) -> Vec<&Attention> {
@@ -88,10 +91,6 @@ impl Network for Gemma3 {
 
     fn rope(&self, layer: usize) -> Option<&Rope> {
         Some(if self.blocks[layer].attention.is_windowed() { &self.local_rope } else { &self.global_rope })
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.output.out_features()
     }
 }
 

@@ -65,8 +65,11 @@ impl Network for GptNeoX {
             }
         }
         let x = pass.logit_rows(&x);
-        let h = self.norm.apply(pass, &x);
-        self.output.apply(pass, &h)
+        self.norm.apply(pass, &x)
+    }
+
+    fn output(&self) -> &Linear {
+        &self.output
     }
 
     fn attention_layers(&self) -> Vec<&Attention> {
@@ -79,10 +82,6 @@ impl Network for GptNeoX {
 
     fn rope(&self, _layer: usize) -> Option<&Rope> {
         Some(&self.rope)
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.output.out_features()
     }
 }
 

@@ -75,8 +75,11 @@ impl Network for Llama {
             block.mlp.add_to(pass, &h, &mut x);
         }
         let x = pass.logit_rows(&x);
-        let h = self.norm.apply(pass, &x);
-        self.output.apply(pass, &h)
+        self.norm.apply(pass, &x)
+    }
+
+    fn output(&self) -> &Linear {
+        &self.output
     }
 
     fn attention_layers(&self) -> Vec<&Attention> {
@@ -89,10 +92,6 @@ impl Network for Llama {
 
     fn rope(&self, _layer: usize) -> Option<&Rope> {
         Some(&self.rope)
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.output.out_features()
     }
 }
 

@@ -14,7 +14,7 @@ mod qwen2;
 mod qwen3;
 
 use crate::{
-    layers::{Attention, Pass, Rope, Rows},
+    layers::{Attention, Linear, Pass, Rope, Rows},
     settings::{Settings, SettingsError},
     weights::{Names, Weights, WeightsError},
 };
@@ -49,8 +49,11 @@ pub type Build = fn(&Settings<'_>, &Weights<'_>) -> Result<Box<dyn Network>, Bui
 
 /// A network with its weights.
 pub trait Network: Send + Sync {
-    /// Walks the pass's tokens through all layers. Returns logits `[wanted tokens, vocabulary]`.
+    /// Walks the pass's tokens through all layers and the last norm. Returns hidden states `[wanted tokens, hidden]`.
     fn forward(&self, pass: &mut Pass<'_, '_>) -> Rows;
+
+    /// From those to logits.
+    fn output(&self) -> &Linear;
 
     /// The attention of every layer, in the order of the cache's layers.
     fn attention_layers(&self) -> Vec<&Attention>;
@@ -62,7 +65,9 @@ pub trait Network: Send + Sync {
     fn rope(&self, layer: usize) -> Option<&Rope>;
 
     /// Length of a row of logits.
-    fn vocabulary(&self) -> usize;
+    fn vocabulary(&self) -> usize {
+        self.output().out_features()
+    }
 
     /// Positions that the network can tell apart at most, if its embeddings limit them.
     fn position_limit(&self) -> Option<usize> {

@@ -89,7 +89,11 @@ impl Network for Opt {
         if let Some(project_out) = &self.project_out {
             h = project_out.apply(pass, &h);
         }
-        self.output.apply(pass, &h)
+        h
+    }
+
+    fn output(&self) -> &Linear {
+        &self.output
     }
 
     fn attention_layers(&self) -> Vec<&Attention> {
@@ -102,10 +106,6 @@ impl Network for Opt {
 
     fn rope(&self, _layer: usize) -> Option<&Rope> {
         None
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.output.out_features()
     }
 
     fn position_limit(&self) -> Option<usize> {

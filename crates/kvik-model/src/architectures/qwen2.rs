@@ -57,8 +57,11 @@ impl Network for Qwen2 {
             block.mlp.add_to(pass, &h, &mut x);
         }
         let x = pass.logit_rows(&x);
-        let h = self.norm.apply(pass, &x);
-        self.output.apply(pass, &h)
+        self.norm.apply(pass, &x)
+    }
+
+    fn output(&self) -> &Linear {
+        &self.output
     }
 
     fn attention_layers(&self) -> Vec<&Attention> {
@@ -71,10 +74,6 @@ impl Network for Qwen2 {
 
     fn rope(&self, _layer: usize) -> Option<&Rope> {
         Some(&self.rope)
-    }
-
-    fn vocabulary(&self) -> usize {
-        self.output.out_features()
     }
 }
 

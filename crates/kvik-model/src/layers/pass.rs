@@ -20,6 +20,8 @@ pub enum Logits {
     Last,
     /// For every one.
     All,
+    /// For none: every token's hidden state behind the last norm is wanted itself.
+    Hidden,
 }
 
 /// New tokens of one sequence.
@@ -42,6 +44,8 @@ pub struct Workspace {
     positions: Vec<u32>,
     pub(crate) phases: Phases,
     logit_rows: Vec<usize>,
+    /// Which of `logit_rows` are wanted themselves, and not their logits.
+    hidden: Vec<bool>,
     log_sum_exp: Vec<f32>,
 }
 
@@ -55,6 +59,7 @@ impl Workspace {
             positions: Vec::new(),
             phases: Phases::default(),
             logit_rows: Vec::new(),
+            hidden: Vec::new(),
             log_sum_exp: Vec::new(),
         }
     }
@@ -83,6 +88,7 @@ impl<'a, 'b> Pass<'a, 'b> {
         workspace.positions.clear();
         workspace.phases.clear();
         workspace.logit_rows.clear();
+        workspace.hidden.clear();
         for span in spans.iter() {
             let (row, position) = (workspace.tokens.len(), span.cache.len() as u32);
             workspace.tokens.extend_from_slice(span.tokens);
@@ -92,8 +98,9 @@ impl<'a, 'b> Pass<'a, 'b> {
             match span.logits {
                 Logits::None => {}
                 Logits::Last => workspace.logit_rows.extend(rows.last()),
-                Logits::All => workspace.logit_rows.extend(rows),
+                Logits::All | Logits::Hidden => workspace.logit_rows.extend(rows),
             }
+            workspace.hidden.resize(workspace.logit_rows.len(), span.logits == Logits::Hidden);
         }
         Self { pool, workspace, store, spans, failure: None }
     }
@@ -113,16 +120,41 @@ impl<'a, 'b> Pass<'a, 'b> {
         &self.workspace.positions
     }
 
-    /// The rows of `x` for which logits are wanted. From here on the pass has these rows only, and multiplies them as
+    /// The rows of `x` for which logits are wanted, or which are wanted themselves. From here on the pass has these rows only, and multiplies them as
     /// decoding does: nothing averages out errors of the logits.
     pub fn logit_rows(&mut self, x: &Rows) -> Rows {
         let mut out = Rows::new(self.workspace.logit_rows.len(), x.cols());
         for (row, &source) in self.workspace.logit_rows.iter().enumerate() {
             out[row * x.cols()..(row + 1) * x.cols()].copy_from_slice(x.row(source));
         }
-        self.workspace.phases.clear();
-        self.workspace.phases.push(out.rows(), Phase::Decode);
+        self.has_rows(out.rows());
         out
+    }
+
+    /// Separates what [`Self::logit_rows`] has become behind the last norm: first the rows for which logits are wanted, the only
+    /// ones that the pass has from here on, then those that are wanted themselves.
+    pub(crate) fn split_hidden(&mut self, x: Rows) -> (Rows, Rows) {
+        let hidden = self.workspace.hidden.iter().filter(|hidden| **hidden).count();
+        if hidden == 0 {
+            let none = Rows::new(0, x.cols());
+            return (x, none);
+        }
+        let mut split = [Rows::new(x.rows() - hidden, x.cols()), Rows::new(hidden, x.cols())];
+        let mut filled = [0, 0];
+        for (row, &hidden) in self.workspace.hidden.iter().enumerate() {
+            let (side, cols) = (usize::from(hidden), x.cols());
+            split[side][filled[side] * cols..][..cols].copy_from_slice(x.row(row));
+            filled[side] += 1;
+        }
+        let [logits, hidden] = split;
+        self.has_rows(logits.rows());
+        (logits, hidden)
+    }
+
+    /// From here on the pass has `rows` rows, computed as those of decoded tokens.
+    fn has_rows(&mut self, rows: usize) {
+        self.workspace.phases.clear();
+        self.workspace.phases.push(rows, Phase::Decode);
     }
 
     /// Adds the new keys and values of `layer` to the caches, then lets the queries attend over them.

@@ -197,5 +197,6 @@ fn stop_reason(stop: &StopReason) -> &'static str {
         StopReason::MaxTokens => "max_tokens",
         StopReason::ContextFull => "context_full",
         StopReason::Cancelled => "cancelled",
+        StopReason::Deadline => "deadline",
     }
 }
