@@ -155,7 +155,7 @@ mod tests {
         budget.remember(&shape, &pipeline, 1024, peak / 2);
         let known = budget.expected(&shape, extent(&pipeline, 1024));
         assert_eq!(unknown - known, shape.block_bytes(1024, 512) - peak);
-        assert_eq!(budget.expected(&shape, extent(&pipeline, 4096)) > shape.block_bytes(4096, 512), true);
+        assert!(budget.expected(&shape, extent(&pipeline, 4096)) > shape.block_bytes(4096, 512));
     }
 
     #[test]
