@@ -235,3 +235,16 @@ fn browsers_may_ask_from_the_origins_that_were_named() {
     assert_eq!(answer.header("access-control-allow-origin"), None);
     assert_eq!(closed.client().get("/v1/models").ok()["data"][0]["id"], MODEL);
 }
+
+#[test]
+fn keys_do_not_see_each_others_prefixes() {
+    let server = start("api-key = [\"one\", \"two\"]");
+    let cached = |key: &str| {
+        let client = server.client().with("authorization", &format!("Bearer {key}"));
+        let answer = client.post("/v1/completions", &json!({"prompt": "ab".repeat(150), "max_tokens": 2})).ok();
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached("one"), 0);
+    assert!(cached("one") >= 256, "a key's own prefix is used");
+    assert_eq!(cached("two"), 0, "how fast an answer begins tells what another key has asked");
+}
