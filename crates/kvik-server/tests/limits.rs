@@ -241,7 +241,8 @@ fn keys_do_not_see_each_others_prefixes() {
     let server = start("api-key = [\"one\", \"two\"]");
     let cached = |key: &str| {
         let client = server.client().with("authorization", &format!("Bearer {key}"));
-        let answer = client.post("/v1/completions", &json!({"prompt": "ab".repeat(150), "max_tokens": 2})).ok();
+        let answer =
+            client.post("/v1/completions", &json!({"prompt": "ab".repeat(150), "max_tokens": 2})).ok();
         answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
     };
     assert_eq!(cached("one"), 0);

@@ -83,7 +83,8 @@ impl Drop for Server {
 fn a_model_answers_and_a_signal_lets_it_finish() {
     let mut server = start(&[], &[]);
     let sky = json!([{"role": "user", "content": "What is the capital of France? Answer in one word."}]);
-    let answer = server.post("/v1/chat/completions", &json!({"messages": sky, "temperature": 0, "max_tokens": 16}));
+    let answer =
+        server.post("/v1/chat/completions", &json!({"messages": sky, "temperature": 0, "max_tokens": 16}));
     assert!(answer.contains("Paris"), "{answer}");
     let compressed = json!({"messages": sky, "temperature": 0, "max_tokens": 16, "kv": "kivi(bits=4)"});
     assert!(server.post("/v1/chat/completions", &compressed).contains("Paris"));
@@ -101,14 +102,19 @@ fn a_model_answers_and_a_signal_lets_it_finish() {
 #[test]
 fn options_come_from_file_environment_and_command_line() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "model-name = \"of-file\"\nmax-body = 500\nkv = \"kivi\"\n[[key]]\nname = \"ann\"\nkey = \"k\"").unwrap();
+    std::fs::write(
+        file.path(),
+        "model-name = \"of-file\"\nmax-body = 500\nkv = \"kivi\"\n[[key]]\nname = \"ann\"\nkey = \"k\"",
+    )
+    .unwrap();
     let config = file.path().to_str().unwrap();
     let server = start(&["--config", config, "--kv", "snapkv"], &[("KVIK_MODEL_NAME", "of-environment")]);
     let completion = json!({"model": "of-environment", "prompt": "a", "max_tokens": 1});
     assert!(server.post("/v1/completions", &completion).starts_with("HTTP/1.1 200"));
     assert!(server.post("/v1/completions", &json!({"prompt": "a".repeat(1000)})).starts_with("HTTP/1.1 413"));
     let mut stream = TcpStream::connect(server.address).unwrap();
-    write!(stream, "GET /v1/kv HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\nconnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET /v1/kv HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\nconnection: close\r\n\r\n")
+        .unwrap();
     let mut report = String::new();
     stream.read_to_string(&mut report).unwrap();
     assert!(report.contains("\"pipeline\":\"snapkv\""), "{report}");

@@ -75,13 +75,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let all_ended = runtime.block_on(async {
         let shutdown = signals()?;
         let server = Server::bind(app).await;
-        let server = server.with_context(|| format!("cannot listen at {listen}: choose another with --listen"))?;
+        let server =
+            server.with_context(|| format!("cannot listen at {listen}: choose another with --listen"))?;
         eprintln!("http://{}/ serves {name} (Ctrl-C ends it)", server.address()?);
         Ok::<_, anyhow::Error>(server.run(shutdown).await)
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));
     if !all_ended {
-        bail!("some requests were cancelled when the time of grace was over: raise --grace-seconds to give them more");
+        bail!(
+            "some requests were cancelled when the time of grace was over: raise --grace-seconds to give them more"
+        );
     }
     Ok(())
 }
