@@ -131,6 +131,8 @@ proptest! {
         // Numbers that bf16 has, with the scale as well: what is compared is the rest of the way.
         let queries: Vec<f32> =
             (0..heads * key_dim).map(|_| numbers.between(-16.0, 17.0).floor() / 16.0).collect();
+        // Of a value: 7 before its length.
+        let largest = if directions { 14.0 } else { 7.0 };
         let position = numbers.next() as usize % (count * TILE_TOKENS);
         let scale = 0.125;
         let attention = AttentionShape { heads, kv_heads: 1, tile: shape, scale, reach: Reach::CAUSAL };
@@ -148,8 +150,10 @@ proptest! {
             attend(&ThreadPool::new(1), isa, &attention, rows, &tiles, &mut scratch);
             for (head, out) in out.chunks_exact(value_dim).enumerate() {
                 let expected = expected(&tiles, &queries[head * key_dim..][..key_dim], scale, position);
+                // Queries take scales in bf16, of all dims: so much of the largest values is lost in the weights.
+                let bound = 0.02 + 0.006 * largest;
                 for (dim, (&got, want)) in out.iter().zip(expected).enumerate() {
-                    prop_assert!((f64::from(got) - want).abs() < 0.03, "{isa} head {head} dim {dim}: {got} for {want}");
+                    prop_assert!((f64::from(got) - want).abs() < bound, "{isa} head {head} dim {dim}: {got} for {want}");
                 }
             }
         }
