@@ -30,11 +30,9 @@ impl Kernel {
     }
 
     /// True for the tile unit.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn in_blocks(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return matches!(self, Self::Blocks(_));
-        #[cfg(not(target_arch = "x86_64"))]
-        return false;
+        matches!(self, Self::Blocks(_))
     }
 
     /// Tiles that are folded into one partial before it is merged.

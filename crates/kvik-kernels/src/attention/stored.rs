@@ -9,13 +9,13 @@
 
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use super::encoding::Codes;
 use super::{
-    Affine, TILE_TOKENS, Tile, TileShape,
+    Affine, Tile, TileShape,
     rotary::{Rotary, Turns},
     tile::{Positions, RowScales},
 };
+#[cfg(target_arch = "x86_64")]
+use super::{TILE_TOKENS, encoding::Codes};
 
 /// Which half of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
