@@ -1,21 +1,13 @@
 //! Constraints on tiny random models of every architecture: whatever the weights say, the text has the form that was asked for.
 
+mod tiny;
+
 use kvik_engine::{
     ConstraintSource, Engine, EngineError, EngineOptions, GenerateRequest, SamplingOptions, StopReason,
 };
 use serde_json::{Value, json};
-use std::{
-    fs,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
-
-fn folders() -> Vec<PathBuf> {
-    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-gguf");
-    let mut folders: Vec<PathBuf> = fs::read_dir(tiny).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.retain(|path| path.is_dir());
-    folders
-}
+use std::{ops::ControlFlow, path::Path};
+use tiny::folders;
 
 fn load(folder: &Path) -> Engine {
     let options = EngineOptions { threads: Some(1), ..EngineOptions::default() };

@@ -1,8 +1,9 @@
 //! Prefixes on tiny models: a request that begins with one gets the bits that it gets without, from memory and from a disk.
 
+mod tiny;
+
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -15,17 +16,9 @@ use kvik_kv::{Pipeline, methods::METHODS};
 
 const WAIT: Duration = Duration::from_secs(20);
 
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-gguf")
-}
-
 fn models() -> Vec<String> {
-    let entries = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap());
-    let folders = entries.filter(|entry| entry.path().is_dir());
-    let mut names: Vec<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
-    names.sort();
-    assert!(names.len() >= 14);
-    names
+    let names = tiny::folders();
+    names.iter().map(|folder| folder.file_name().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
 fn engine(model: &str) -> Engine {
@@ -36,7 +29,8 @@ fn engine(model: &str) -> Engine {
         sessions: 16,
         ..EngineOptions::default()
     };
-    Engine::load(&folder().join(model).join("model.gguf"), &options).unwrap()
+    let folder = tiny::folders().into_iter().find(|folder| folder.ends_with(model)).unwrap();
+    Engine::load(&folder.join("model.gguf"), &options).unwrap()
 }
 
 fn options(kv_dir: Option<&Path>) -> PrefixOptions {

@@ -3,6 +3,8 @@
 //! Greedy texts of a random model wander over the whole vocabulary and hang on small differences of logits, so they
 //! give away any number that changes with the chunk size, the threads or the history of a session.
 
+mod tiny;
+
 use kvik_engine::{
     Engine, EngineError, EngineOptions, Event, GenerateRequest, Generation, Phase, SamplingOptions, Session,
     StopReason, TokenLogprob,
@@ -13,16 +15,7 @@ use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
-
-/// Folders with a `model.gguf` and the reference's logits.
-fn folders() -> Vec<PathBuf> {
-    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-gguf");
-    let mut folders: Vec<PathBuf> = fs::read_dir(tiny).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.retain(|path| path.is_dir());
-    folders.sort();
-    assert!(folders.len() >= 14, "{folders:?}");
-    folders
-}
+use tiny::folders;
 
 fn load(folder: &Path, threads: usize, prefill_chunk_tokens: usize) -> Engine {
     let options = EngineOptions {

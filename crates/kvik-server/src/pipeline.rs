@@ -11,16 +11,27 @@ use kvik_kv::{
     pipeline::{ParameterKind, Stage},
 };
 
-use crate::error::ApiError;
+use crate::{config::Config, error::ApiError};
 
 /// Bytes of a pipeline. An error shows it whole.
 const LONGEST: usize = 2000;
+
+/// The pipeline of a request with this `kv` field, or without one.
+///
+/// # Errors
+/// As for [`from_request`].
+pub fn of_request(kv: Option<&str>, config: &Config) -> Result<Pipeline, ApiError> {
+    match kv {
+        Some(text) => from_request(text, config.spill_dir.as_deref()),
+        None => Ok(config.pipeline.clone()),
+    }
+}
 
 /// The pipeline that a request's `kv` field writes, with its files in `spill_dir`.
 ///
 /// # Errors
 /// 400: it is no pipeline, and at which character; or it names a file.
-pub fn from_request(text: &str, spill_dir: Option<&Path>) -> Result<Pipeline, ApiError> {
+fn from_request(text: &str, spill_dir: Option<&Path>) -> Result<Pipeline, ApiError> {
     let invalid = |message: String| ApiError::invalid(message).param("kv").code("invalid_pipeline");
     if text.len() > LONGEST {
         return Err(invalid(format!("kv has {} bytes: a pipeline has at most {LONGEST}", text.len())));

@@ -4,8 +4,7 @@
 //! driven through its DevTools protocol, over its standard streams. Without chromium these tests pass over, unless
 //! `KVIK_BROWSER=required` is set, as it is in continuous integration.
 //!
-//! `UPDATE_DOCS=1` renews the book's pictures: of the server at `KVIK_SERVER`, such as `http://127.0.0.1:8000`, with `--ignored`, while it is
-//! under load; without it, of this file's API, whose numbers are examples.
+//! The one that is ignored is for people: it takes the book's pictures of a server that runs, as docs/serving.md says.
 
 use std::{
     convert::Infallible,
@@ -26,6 +25,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use futures_util::stream;
 use kvik_server::pages::pages;
 use serde_json::{Value, json};
@@ -304,33 +304,14 @@ impl Browser {
         self.get("document.documentElement.scrollWidth - innerWidth")
     }
 
-    /// Keeps what is shown as a picture of the book, where that is asked for.
+    /// Keeps what is shown as a picture of the book.
     fn picture(&mut self, name: &str) {
-        if std::env::var("UPDATE_DOCS").is_ok_and(|value| value == "1") {
-            let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
-            let bytes = base64(shot["data"].as_str().unwrap());
-            let path = format!("{}/../../docs/{name}", env!("CARGO_MANIFEST_DIR"));
-            std::fs::write(path, &bytes).unwrap();
-            assert!(bytes.len() < 150 << 10, "{name} has {} bytes", bytes.len());
-        }
+        let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
+        let bytes = BASE64_STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
+        let path = format!("{}/../../docs/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::write(path, &bytes).unwrap();
+        assert!(bytes.len() < 150 << 10, "{name} has {} bytes", bytes.len());
     }
-}
-
-fn base64(text: &str) -> Vec<u8> {
-    let digit = |byte| match byte {
-        b'A'..=b'Z' => byte - b'A',
-        b'a'..=b'z' => byte - b'a' + 26,
-        b'0'..=b'9' => byte - b'0' + 52,
-        b'+' => 62,
-        _ => 63,
-    };
-    let text = text.trim_end_matches('=').as_bytes();
-    let whole = text.chunks(4).flat_map(|four| {
-        let bits = four.iter().fold(0_u32, |bits, &byte| bits << 6 | u32::from(digit(byte)))
-            << (6 * (4 - four.len()));
-        bits.to_be_bytes()[1..four.len()].to_vec()
-    });
-    whole.collect()
 }
 
 const LAST: &str = "article.assistant:last-child";
@@ -363,9 +344,6 @@ fn an_answer_streams_and_tells_what_it_took() {
             && info.contains(" tokens/s · prompt 1,534 tokens, 1,472 cached · first after "),
         "{info}"
     );
-    if std::env::var("KVIK_SERVER").is_err() {
-        page.picture("serving-chat.png");
-    }
 
     // Again, then with the question edited: the conversation does not grow.
     page.get("[...document.querySelectorAll('.assistant button')].find(one => one.textContent === 'Regenerate').click()");
@@ -529,9 +507,6 @@ fn the_dashboard_shows_numbers_that_move() {
     assert!(rate > 10.0 && rate < 1000.0, "{rate}");
     let bars = page.get("document.querySelector('#batch path.c0').getAttribute('d').split('M').length - 1");
     assert!(bars.as_u64().unwrap() >= 2, "{bars}");
-    if std::env::var("KVIK_SERVER").is_err() {
-        page.picture("serving-dashboard.png");
-    }
 }
 
 #[test]

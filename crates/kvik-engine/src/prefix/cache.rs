@@ -342,14 +342,23 @@ impl PrefixCache {
             self.tree.settle(node);
             return Written::NotWorthIt;
         }
+        if !disk.store.can_hold(bytes) {
+            self.tree.settle(node);
+            return Written::NotWorthIt;
+        }
         if !chain.last().is_some_and(|file| disk.store.wants(file, bytes)) {
             return Written::Busy;
         }
         let mut image = Vec::with_capacity(bytes + bytes / 64 + (64 << 10));
-        let exported = cache.export_bare(store, &mut image).is_ok();
-        let queued = exported && disk.store.save(&chain, seed, tokens, image);
+        if cache.export_bare(store, &mut image).is_err() {
+            self.tree.settle(node);
+            return Written::NotWorthIt;
+        }
+        if !disk.store.save(&chain, seed, tokens, image) {
+            return Written::Busy;
+        }
         self.tree.settle(node);
-        if queued { Written::Queued } else { Written::NotWorthIt }
+        Written::Queued
     }
 
     /// Checks that everything adds up; see [`PrefixTree::check`].

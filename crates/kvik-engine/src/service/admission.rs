@@ -38,10 +38,7 @@ impl Worker {
         if self.full || self.running.len() >= self.options.max_running {
             return Admission::Full;
         }
-        if job.loading.as_ref().is_some_and(|loading| self.prefixes.is_loading(loading)) {
-            return Admission::Later;
-        }
-        if self.is_about_to_be_read(job) {
+        if self.awaits_prefix(job) {
             return Admission::Later;
         }
         let begun = match self.begin(job) {
@@ -99,6 +96,12 @@ impl Worker {
         }
     }
 
+    /// True if what a job could begin with is on its way.
+    fn awaits_prefix(&self, job: &Job) -> bool {
+        job.loading.as_ref().is_some_and(|loading| self.prefixes.is_loading(loading))
+            || self.is_about_to_be_read(job)
+    }
+
     /// True if a job that runs is reading what this one could begin with.
     fn is_about_to_be_read(&self, job: &Job) -> bool {
         let Some(scope) = self.options.prefix_sharing.scope(job.owner.as_ref()) else { return false };
@@ -121,7 +124,7 @@ impl Worker {
     /// True if the memory that a job will need is free, or held by prefixes that nobody uses. `held_tokens` of it are there already.
     fn has_room(&mut self, job: &Job, held_tokens: usize) -> bool {
         let shape = self.engine.local.store.shape();
-        let held = shape.block_bytes(held_tokens, self.options.step_tokens);
+        let held = self.budget.whole(shape, held_tokens);
         let own = self.budget.expected(shape, job.extent()).saturating_sub(held);
         let promised: usize = self.running.iter().map(|running| self.promised(running)).sum();
         let wanted = self.used_bytes() + promised + own;
@@ -129,7 +132,9 @@ impl Worker {
         if over == 0 || self.running.is_empty() {
             return true;
         }
-        self.prefixes.evict(&mut self.engine.local.store, over) >= over
+        // Not for a job that would have to wait all the same.
+        self.prefixes.statistics().bytes >= over
+            && self.prefixes.evict(&mut self.engine.local.store, over) >= over
     }
 
     /// Bytes that a running job is expected to take beyond those that it has.
@@ -138,7 +143,7 @@ impl Worker {
         let extent = running.job.extent();
         let expected = self.budget.expected(shape, extent);
         if extent.pipeline.is_full() {
-            return expected.saturating_sub(shape.block_bytes(running.cache.len(), self.options.step_tokens));
+            return expected.saturating_sub(self.budget.whole(shape, running.cache.len()));
         }
         if running.unread() > 0 {
             return expected.saturating_sub(running.bytes);
@@ -149,7 +154,8 @@ impl Worker {
     /// Frees a place for whoever waits with a higher priority than somebody who runs: one in a step.
     fn make_way(&mut self) {
         let no_place = self.full || self.running.len() >= self.options.max_running;
-        let highest = self.waiting.iter().map(|job| job.priority).max();
+        let ready = self.waiting.iter().filter(|job| !self.awaits_prefix(job));
+        let highest = ready.map(|job| job.priority).max();
         if let (true, Some(highest), Some(victim)) = (no_place, highest, self.victim())
             && self.running[victim].job.priority < highest
         {

@@ -44,11 +44,16 @@ impl Budget {
         Self { bytes, step_tokens, ahead: LEAST_AHEAD, calm_steps: 0, peaks: HashMap::new() }
     }
 
+    /// Bytes of bf16 rows for so many tokens.
+    pub(super) fn whole(&self, shape: &KvShape, tokens: usize) -> usize {
+        shape.block_bytes(tokens, self.step_tokens)
+    }
+
     /// Bytes that a sequence will take at its peak, as far as is foreseen.
     pub(super) fn expected(&self, shape: &KvShape, extent: Extent<'_>) -> usize {
         let Extent { pipeline, prompt_tokens, tokens, limit } = extent;
         let end = limit.min(tokens + self.ahead).max(prompt_tokens);
-        let whole = |tokens| shape.block_bytes(tokens, self.step_tokens);
+        let whole = |tokens| self.whole(shape, tokens);
         if pipeline.is_full() {
             return whole(end);
         }
@@ -59,7 +64,7 @@ impl Budget {
 
     /// Bytes by which a sequence of `tokens` tokens may grow when `new` more are computed.
     pub(super) fn growth(&self, shape: &KvShape, pipeline: &Pipeline, tokens: usize, new: usize) -> usize {
-        let whole = |tokens| shape.block_bytes(tokens, self.step_tokens);
+        let whole = |tokens| self.whole(shape, tokens);
         if pipeline.is_full() {
             whole(tokens + new) - whole(tokens)
         } else {
@@ -82,7 +87,7 @@ impl Budget {
         if self.peaks.len() >= MOST_REMEMBERED {
             self.peaks.clear();
         }
-        let share = peak_bytes as f64 / shape.block_bytes(prompt_tokens, self.step_tokens) as f64;
+        let share = peak_bytes as f64 / self.whole(shape, prompt_tokens) as f64;
         let seen = self.peaks.entry(key(pipeline, prompt_tokens)).or_default();
         *seen = seen.max(share);
     }

@@ -163,7 +163,8 @@ impl Service {
         }
         let prompt_tokens = tokens.len();
         request.pipeline.methods(&facts.kv_shape).map_err(|error| invalid(error.into()))?;
-        let needed_bytes = facts.kv_shape.block_bytes(prompt_tokens, prompt_tokens);
+        // At least: however small the steps are.
+        let needed_bytes = facts.kv_shape.block_bytes(prompt_tokens, 1);
         if request.pipeline.is_full() && needed_bytes > self.budget_bytes {
             return Err(SubmitError::TooLarge { needed_bytes, budget_bytes: self.budget_bytes });
         }

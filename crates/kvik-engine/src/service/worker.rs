@@ -200,6 +200,8 @@ impl Worker {
         let now = Instant::now();
         let gone = |job: &Job| job.is_abandoned() || job.is_overdue(now);
         for job in self.waiting.extract_if(.., |job| gone(job)) {
+            // It may be the one that there was no room for.
+            self.full = false;
             self.ledger.leave(&job.owner);
             if job.is_abandoned() {
                 self.totals.cancelled += 1;

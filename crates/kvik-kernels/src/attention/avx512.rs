@@ -407,7 +407,7 @@ unsafe fn mix_codes<const R: usize>(
     acc: *mut f32,
     ahead: &[u8],
 ) {
-    let vectors = values.vectors();
+    let vectors = values.lanes() / 16;
     let mut ahead = Ahead::new(ahead, vectors / VECTORS * values.between());
     let mut rows = [weights[0].as_ptr(); R];
     for r in 0..R {

@@ -203,10 +203,14 @@ fn fold_coded(
     let CodedTile { tile, keys, values } = coded;
     check_rows(shape, queries, partials);
     assert!(isa >= Isa::Avx512);
-    assert!(keys.is_some() || tile.keys.len() == shape.key_len());
-    assert!(
-        values.map_or(tile.values.len() == shape.value_len(), |v| v.vectors() * 16 == shape.value_stride())
-    );
+    match keys {
+        None => assert_eq!(tile.keys.len(), shape.key_len()),
+        Some(keys) => assert_eq!([keys.pairs(), keys.lanes()], [shape.key_pairs(), TILE_TOKENS]),
+    }
+    match values {
+        None => assert_eq!(tile.values.len(), shape.value_len()),
+        Some(values) => assert_eq!([values.pairs(), values.lanes()], [TILE_TOKENS / 2, shape.value_stride()]),
+    }
     tile.check_columns();
     // SAFETY: an `Isa` above Scalar only exists on a processor that has it, and all shapes were checked.
     unsafe { avx512::fold(shape, queries, tile, [*keys, *values], ahead, partials) }

@@ -3,9 +3,9 @@
 //! A tile has two planes, keys and values. Each is either bf16 rows in the kernels' layout, which are folded where they lie,
 //! or a block in some [`Codec`]'s encoding, which is decoded into a [`TileBuffer`] first: a few KiB that stay in the
 //! first-level cache, so that what comes from memory is the encoded block alone. For a decoded token the AVX-512 kernels multiply
-//! with affine codes where they lie instead, of planes that are full of them and need no turn ([`CodedTile`]). A plane may be split: its first rows
-//! encoded, the rest still bf16. Keys may be stored before rotation, and turn on the way. Magnitudes that rows are stored without
-//! are left to the kernels: turning a key does not change its length.
+//! with affine codes where they lie instead, of planes that are full of them and need no turn ([`CodedTile`]). A plane may be
+//! split: its first rows encoded, the rest still bf16. Keys may be stored before rotation, and turn on the way. Magnitudes that
+//! rows are stored without are left to the kernels: turning a key does not change its length.
 
 use std::ops::Range;
 

@@ -91,10 +91,7 @@ impl Params {
             let message = format!("n is {n}: this server gives at most {most} answers to one request");
             return Err(ApiError::invalid(message).param("n"));
         }
-        let pipeline = match &fields.kv {
-            Some(text) => pipeline::from_request(text, app.config.spill_dir.as_deref())?,
-            None => app.config.pipeline.clone(),
-        };
+        let pipeline = pipeline::of_request(fields.kv.as_deref(), &app.config)?;
         Ok(Self {
             frequency_penalty: within(
                 "frequency_penalty",

@@ -46,10 +46,7 @@ pub async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Resp
     let (texts, pipeline) = app
         .prepare(move |app| {
             app.check_model(asked.model.as_deref())?;
-            let pipeline = match &asked.kv {
-                Some(text) => pipeline::from_request(text, app.config.spill_dir.as_deref())?,
-                None => app.config.pipeline.clone(),
-            };
+            let pipeline = pipeline::of_request(asked.kv.as_deref(), &app.config)?;
             Ok((prompt::texts(app, asked.input, "input")?, pipeline))
         })
         .await?;

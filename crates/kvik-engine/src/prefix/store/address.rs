@@ -55,7 +55,7 @@ impl Origin {
     /// Of a model with this cache and this tokenizer, in this program, on this machine.
     pub(crate) fn new(shape: &KvShape, tokenizer: &[u8]) -> Self {
         let mut hash = Sha256::new();
-        hash.update(format!("kvik {} {:?}\n", env!("CARGO_PKG_VERSION"), Isa::detect()));
+        hash.update(format!("kvik {} {:?}\n", env!("CARGO_PKG_VERSION"), Isa::active()));
         hash.update(shape.identity());
         hash.update((tokenizer.len() as u64).to_le_bytes());
         hash.update(tokenizer);

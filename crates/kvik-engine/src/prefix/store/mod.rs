@@ -218,11 +218,16 @@ impl PrefixStore {
         lock(&self.shared.index).longest(chain)
     }
 
+    /// True if the folder may ever hold a prefix of `bytes`.
+    pub(crate) fn can_hold(&self, bytes: usize) -> bool {
+        bytes as u64 <= self.shared.max_bytes
+    }
+
     /// True if a prefix of `bytes` can be taken to be written now, and is not there or waiting.
     pub(crate) fn wants(&self, file: Address, bytes: usize) -> bool {
         let queue = lock(&self.shared.queue);
         let room = queue.files.is_empty() || queue.bytes + bytes <= QUEUE_BYTES;
-        let fits = queue.files.len() < QUEUE_LEN && bytes as u64 <= self.shared.max_bytes;
+        let fits = queue.files.len() < QUEUE_LEN && self.can_hold(bytes);
         room && fits && !queue.files.contains(&file) && !lock(&self.shared.index).has(file)
     }
 

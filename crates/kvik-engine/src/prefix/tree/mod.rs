@@ -259,7 +259,9 @@ impl PrefixTree {
                 Some(found) if found.1 > 0 => found,
                 _ if rest.is_empty() => break,
                 _ => {
-                    id = self.add_leaf(id, rest);
+                    if !self.grow_leaf(store, id, rest, source) {
+                        id = self.add_leaf(id, rest);
+                    }
                     break;
                 }
             };
@@ -303,6 +305,31 @@ impl PrefixTree {
         let leaf = self.place(Node::new(Some(parent), Arc::clone(&edge), tokens, self.now + 1));
         self.node_mut(parent).children.insert(edge, leaf);
         leaf
+    }
+
+    /// Lets a leaf end `more` tokens later, if what `source` has serves those who want the shorter prefix as well. So a prompt that
+    /// is read chunk by chunk has one table and not one for each chunk.
+    fn grow_leaf(&mut self, store: &mut KvStore, id: NodeId, more: &[u32], source: &SequenceCache) -> bool {
+        let Node { parent: Some(parent), cache: Some(cache), edge, tokens, children, .. } = self.node(id)
+        else {
+            return false;
+        };
+        if !children.is_empty() || !source.reaches(store, *tokens) {
+            return false;
+        }
+        let (parent, shorter, tokens) = (*parent, Arc::clone(edge), tokens + more.len());
+        let Some(cache) = source.exact_prefix(store, tokens, Some(cache)) else { return false };
+        let longer: Arc<[u32]> = [&shorter, more].concat().into();
+        let above = self.node_mut(parent);
+        above.children.remove(&shorter);
+        above.children.insert(Arc::clone(&longer), id);
+        let node = self.node_mut(id);
+        (node.edge, node.tokens, node.settled) = (longer, tokens, false);
+        let table_bytes = std::mem::take(&mut node.table_bytes);
+        self.table_bytes -= table_bytes;
+        self.hold(store, id, cache);
+        store.reclaim();
+        true
     }
 
     /// Puts a node between `lower` and its parent, `common` tokens behind the parent.

@@ -46,9 +46,14 @@ impl<'a> Codes<'a> {
         (whole_loads && fits).then_some(Self { lines, block })
     }
 
-    /// Vectors of lanes.
-    pub(in crate::attention) fn vectors(&self) -> usize {
-        self.lines.blocks
+    /// Pairs of series.
+    pub(in crate::attention) fn pairs(&self) -> usize {
+        self.lines.pairs
+    }
+
+    /// Lanes of each: tokens of keys, dims of values.
+    pub(in crate::attention) fn lanes(&self) -> usize {
+        self.lines.blocks * LANES
     }
 
     /// Calls of `between` in one of [`Self::products`].
@@ -60,7 +65,7 @@ impl<'a> Codes<'a> {
     ///
     /// # Safety
     /// The processor has the features below; `rows` point to a pair of bf16 numbers for each pair of series; `first` is a
-    /// multiple of four below [`Self::vectors`].
+    /// multiple of four below the number of [`Self::lanes`] over 16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     #[inline]
     pub(in crate::attention) unsafe fn products<const R: usize>(
