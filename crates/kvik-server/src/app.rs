@@ -36,7 +36,7 @@ pub struct App {
     /// What is counted.
     pub metrics: Metrics,
     bodies: BodyBudget,
-    preparing: Semaphore,
+    preparing: Arc<Semaphore>,
     constraints: OnceLock<Result<ConstraintCompiler, ConstraintError>>,
     draining: AtomicBool,
     created: u64,
@@ -58,7 +58,7 @@ impl App {
             keys: Keys::new(config.keys.clone(), config.limits),
             metrics: Metrics::default(),
             bodies: BodyBudget::new(config.max_bodies_bytes),
-            preparing: Semaphore::new(PREPARING),
+            preparing: Arc::new(Semaphore::new(PREPARING)),
             constraints: OnceLock::new(),
             draining: AtomicBool::new(false),
             created: now.as_secs(),
@@ -175,9 +175,14 @@ impl App {
     ) -> Result<T, ApiError> {
         let failed =
             || ApiError::internal("the request could not be prepared: this is a fault of the server");
-        let _permit = self.preparing.acquire().await.map_err(|_| failed())?;
+        // The work holds it, for it goes on when nobody waits for it any more.
+        let permit = Arc::clone(&self.preparing).acquire_owned().await.map_err(|_| failed())?;
         let app = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work(&app)
+        })
+        .await;
         done.unwrap_or_else(|_| {
             self.metrics.panic();
             Err(failed())

@@ -125,7 +125,7 @@ pub async fn read<T>(
 pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
+        let path = shortened(&error.path().to_string());
         let inner = error.into_inner();
         let what = shortened(&inner.to_string());
         let param = match path.as_str() {

@@ -335,6 +335,13 @@ pub enum ConfigError {
     Value(String),
 }
 
+/// A complaint without the strings that it quotes: one of them may be a key.
+fn without_values(message: &str) -> String {
+    let parts: Vec<&str> =
+        message.split('"').enumerate().map(|(at, part)| if at % 2 == 1 { "…" } else { part }).collect();
+    parts.join("\"")
+}
+
 impl Settings {
     /// Reads a TOML file.
     ///
@@ -343,8 +350,12 @@ impl Settings {
     pub fn read(path: &Path) -> Result<Settings, ConfigError> {
         let text = fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        toml::from_str(&text)
-            .map_err(|error| ConfigError::Malformed { path: path.to_owned(), reason: error.to_string() })
+        toml::from_str(&text).map_err(|error| {
+            // Not the line itself: it may be one with a key.
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            let reason = format!("line {line}: {}", without_values(error.message()));
+            ConfigError::Malformed { path: path.to_owned(), reason }
+        })
     }
 
     /// The configuration that these options are, for a model that is called `model_name` if they do not name it.
@@ -478,6 +489,20 @@ mod tests {
         }
         assert!(seen > 25, "{seen}");
         assert!(toml::from_str::<Settings>("listn = 1").unwrap_err().to_string().contains("unknown field"));
+    }
+
+    #[test]
+    fn a_complaint_about_a_file_names_the_line_and_gives_no_key_away() {
+        for text in [
+            "listen = \"[::1]:1\"\n[[key]]\nkye = \"sk-secret\"",
+            "max-body = 1\n\n\"sk-secret\"",
+            "\n\napi-key = \"sk-secret\"",
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), text).unwrap();
+            let said = Settings::read(file.path()).unwrap_err().to_string();
+            assert!(!said.contains("secret") && said.contains("line "), "{said}");
+        }
     }
 
     #[test]

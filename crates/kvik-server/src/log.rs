@@ -12,6 +12,11 @@ pub struct InvalidFilter {
     reason: String,
 }
 
+/// Says what went wrong with the service and was worked around.
+pub fn trouble(said: &str) {
+    tracing::warn!("{said}");
+}
+
 /// Sets up logging for the rest of the process. What was set up before stays.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Figures for Prometheus: what was asked, how long it took, what the service holds.
 //!
 //! Counters and histograms are filled as requests pass; what the service holds right now is looked up when the page is
-//! read. Labels come from small fixed sets (routes, status codes, encodings), so that nobody outside can make more of
+//! read. Labels come from small fixed sets (routes, status codes, names of figures), so that nobody outside can make more of
 //! them.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use prometheus_client::{
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::Registry,
+    registry::{Metric, Registry},
 };
 
 /// Which route gave which status.
@@ -49,58 +49,45 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("kvik");
+        let all = &mut registry;
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 18));
-        let metrics = Self {
-            requests: Family::default(),
-            request_seconds: seconds(),
-            first_token_seconds: seconds(),
-            inter_token_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
-            prompt_tokens: Counter::default(),
-            cached_tokens: Counter::default(),
-            completion_tokens: Counter::default(),
-            panics: Counter::default(),
-            connections: Gauge::default(),
-            body_bytes: Gauge::default(),
-            service: Family::default(),
-            registry: Registry::default(),
-        };
-        registry.register("http_requests", "Requests by route and status", metrics.requests.clone());
-        registry.register(
-            "request_seconds",
-            "Time from a request's arrival to the end of its answer",
-            metrics.request_seconds.clone(),
-        );
-        registry.register(
-            "time_to_first_token_seconds",
-            "Time from a request's arrival to its first token",
-            metrics.first_token_seconds.clone(),
-        );
-        registry.register(
-            "inter_token_seconds",
-            "Time between two tokens of an answer",
-            metrics.inter_token_seconds.clone(),
-        );
-        registry.register("prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
-        registry.register(
-            "cached_prompt_tokens",
-            "Tokens of prompts whose keys and values were there already",
-            metrics.cached_tokens.clone(),
-        );
-        registry.register("completion_tokens", "Tokens of answers", metrics.completion_tokens.clone());
-        registry.register("panics", "Requests that failed by a fault of the server", metrics.panics.clone());
-        registry.register("connections", "Connections that are open", metrics.connections.clone());
-        registry.register(
-            "body_bytes",
-            "Memory that bodies of requests take while they are read",
-            metrics.body_bytes.clone(),
-        );
-        registry.register(
-            "service",
-            "What the service holds and has done: the figures of /v1/kv by their names",
-            metrics.service.clone(),
-        );
-        Self { registry, ..metrics }
+        let between_tokens = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
+        let arrival = "Time from a request's arrival to the end of its answer";
+        let first = "Time from a request's arrival to its first token";
+        let cached = "Tokens of prompts whose keys and values were there already";
+        let bodies = "Memory that bodies of requests take while they are read";
+        let figures = "What the service holds and has done: the figures of /v1/kv by their names";
+        Self {
+            requests: registered(all, "http_requests", "Requests by route and status", Family::default()),
+            request_seconds: registered(all, "request_seconds", arrival, seconds()),
+            first_token_seconds: registered(all, "time_to_first_token_seconds", first, seconds()),
+            inter_token_seconds: registered(
+                all,
+                "inter_token_seconds",
+                "Time between two tokens of an answer",
+                between_tokens,
+            ),
+            prompt_tokens: registered(all, "prompt_tokens", "Tokens of prompts", Counter::default()),
+            cached_tokens: registered(all, "cached_prompt_tokens", cached, Counter::default()),
+            completion_tokens: registered(all, "completion_tokens", "Tokens of answers", Counter::default()),
+            panics: registered(
+                all,
+                "panics",
+                "Requests that failed by a fault of the server",
+                Counter::default(),
+            ),
+            connections: registered(all, "connections", "Connections that are open", Gauge::default()),
+            body_bytes: registered(all, "body_bytes", bodies, Gauge::default()),
+            service: registered(all, "service", figures, Family::default()),
+            registry,
+        }
     }
+}
+
+/// `metric`, which `registry` shows from here on.
+fn registered<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 impl Metrics {

@@ -27,10 +27,14 @@ const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 
-/// Path, content type, text.
+/// Path, content type, text. Pages begin with one head and go on with their titles.
 const FILES: [(&str, &str, &str); 13] = [
-    ("/", HTML, include_str!("../pages/chat.html")),
-    ("/dashboard", HTML, include_str!("../pages/dashboard.html")),
+    ("/", HTML, concat!(include_str!("../pages/head.html"), include_str!("../pages/chat.html"))),
+    (
+        "/dashboard",
+        HTML,
+        concat!(include_str!("../pages/head.html"), include_str!("../pages/dashboard.html")),
+    ),
     ("/pages/kvik.css", STYLE, include_str!("../pages/kvik.css")),
     ("/pages/icon.svg", "image/svg+xml", include_str!("../pages/icon.svg")),
     ("/pages/theme.js", SCRIPT, include_str!("../pages/theme.js")),

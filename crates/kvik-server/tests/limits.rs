@@ -230,6 +230,12 @@ fn browsers_may_ask_from_the_origins_that_were_named() {
     };
     assert_eq!(from("https://a.example").as_deref(), Some("https://a.example"));
     assert_eq!(from("https://b.example"), None);
+    let asking = server.client().with("origin", "https://a.example");
+    let asking = asking.with("access-control-request-method", "POST");
+    let asking = asking.with("access-control-request-headers", "authorization,content-type");
+    let answer = asking.send("OPTIONS", "/v1/chat/completions", b"");
+    // A star would not let a key through.
+    assert!(answer.header("access-control-allow-headers").unwrap().contains("authorization"));
     let closed = start("");
     let answer = closed.client().with("origin", "https://a.example").get("/v1/models");
     assert_eq!(answer.header("access-control-allow-origin"), None);

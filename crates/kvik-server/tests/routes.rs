@@ -184,6 +184,10 @@ fn embeddings_are_unit_vectors_in_either_form() {
     let bytes = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, text).unwrap();
     let decoded: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
     assert_eq!(decoded, vectors[0]);
+    // Whatever pipeline answers have, vectors are of whole caches.
+    let compressed = start("kv = \"snapkv(budget=64)\"");
+    let same = compressed.client().post("/v1/embeddings", &json!({"input": "a cat"})).ok();
+    assert_eq!(same["data"][0]["embedding"], floats["data"][0]["embedding"]);
 }
 
 #[test]

@@ -27,7 +27,6 @@ const MAX_CHOICES: usize = 4096;
 const MAX_DEPTH: usize = 64;
 /// A schema whose combinations unfold to more parts is refused.
 const MAX_PARTS: u64 = 100_000;
-
 /// And one that is deeper when references are followed.
 const MAX_UNFOLDED_DEPTH: usize = 400;
 /// An object with more properties that may be left out is refused: each of them may come next.
@@ -111,6 +110,7 @@ pub(crate) fn check_schema(schema: &Value) -> Result<(), ConstraintError> {
     check_references(schema)?;
     let mut multiples = Multiples::default();
     multiples.look_at(schema)?;
+    multiples.check()?;
     let parts = Unfolding { root: schema, targets: HashMap::new(), depth: 0 }.schema(schema).parts;
     if parts > MAX_PARTS { Err(ConstraintError::TooManyCombinations { limit: MAX_PARTS }) } else { Ok(()) }
 }
@@ -199,8 +199,17 @@ impl Multiples {
             step.to_string().split(['e', 'E']).next().unwrap_or_default().replace(['-', '.'], "");
         let multiple: f64 = digits.trim_matches('0').parse().unwrap_or(1.0);
         self.product = self.product.max(1.0) * multiple;
-        if multiple > MAX_MULTIPLE || (self.merges && self.product > MAX_COMMON_MULTIPLE) {
+        if multiple > MAX_MULTIPLE {
             return Err(ConstraintError::MultipleOf(step.to_string()));
+        }
+        Ok(())
+    }
+
+    /// Whether what is merged has a common multiple that is small enough. Asked at the end: definitions may stand before what
+    /// merges them.
+    fn check(&self) -> Result<(), ConstraintError> {
+        if self.merges && self.product > MAX_COMMON_MULTIPLE {
+            return Err(ConstraintError::MultipleOf(self.product.to_string()));
         }
         Ok(())
     }

@@ -177,9 +177,6 @@ fn what_is_no_call_is_text_to_the_last_character() {
             "<|python_tag|>print(1)",
             "Ünïcödé 😀 <|python_tag 😀",
         ] {
-            if format == ToolCallFormat::Hermes && text.starts_with("<tool_call>") {
-                // The closing mark is not text of its own, but nothing was opened: all stays.
-            }
             assert_eq!(
                 read_all_cuts(format, text),
                 Answer { text: text.into(), calls: vec![] },

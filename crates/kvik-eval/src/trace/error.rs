@@ -35,6 +35,16 @@ pub enum TraceError {
         /// Its first characters.
         beginning: String,
     },
+    /// The arrivals are too far apart.
+    #[error(
+        "{path}: its arrivals are {span_s:e} seconds apart, more than ten years; are its times in seconds?"
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Seconds from the first arrival to the last.
+        span_s: f64,
+    },
     /// There are no requests.
     #[error("{origin} has no requests{hint}")]
     Empty {

@@ -4,6 +4,9 @@ use std::{fs, io::Read, path::Path};
 
 use super::{BurstLog, Trace, TraceError, azure, log, mooncake};
 
+/// Ten years. Logs are counted in windows of seconds, which nothing longer has room for.
+const LONGEST_S: f64 = 3.2e8;
+
 /// How a Zstandard frame begins.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 
@@ -41,6 +44,10 @@ impl Trace {
         };
         if trace.requests.is_empty() {
             return Err(TraceError::Empty { origin: trace.origin, hint: "" });
+        }
+        let span_s = trace.span_s();
+        if !(0.0..=LONGEST_S).contains(&span_s) {
+            return Err(TraceError::TooLong { path: path.to_owned(), span_s });
         }
         Ok(trace)
     }

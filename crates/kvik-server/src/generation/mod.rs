@@ -57,6 +57,9 @@ pub struct Running {
     span: tracing::Span,
 }
 
+/// Answers of one request that may have a constraint: each takes up to tens of megabytes for it.
+const MOST_CONSTRAINED: usize = 8;
+
 /// What one answer has come to.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
@@ -80,6 +83,12 @@ impl Job {
                 "{} prompts with n = {} are {answers} answers: this server gives at most {most} to one request",
                 prompts.len(),
                 params.n
+            );
+            return Err(ApiError::invalid(message).param("n"));
+        }
+        if constraint.is_some() && answers > MOST_CONSTRAINED {
+            let message = format!(
+                "{answers} answers in a form of their own: ask for at most {MOST_CONSTRAINED}, for each has an automaton to itself"
             );
             return Err(ApiError::invalid(message).param("n"));
         }

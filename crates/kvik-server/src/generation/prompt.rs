@@ -108,7 +108,7 @@ fn text(content: Option<&Content>, field: &str) -> Result<String, ApiError> {
     }
 }
 
-/// The tokens of one or more prompts to be continued or embedded, and the texts of those that were texts.
+/// The tokens of one or more prompts to be continued or embedded.
 ///
 /// # Errors
 /// 400: there is none, or one that cannot be tokenised.

@@ -4,7 +4,7 @@
 //! length 1. A language model is not trained for it, so the vectors serve to compare texts roughly; a model made for
 //! search does that better.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
@@ -18,7 +18,6 @@ use crate::{
     app::App,
     error::{ApiError, ErrorBody},
     generation::{failed, prompt, refused},
-    pipeline,
     wire::embedding::{Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, Vector},
 };
 
@@ -43,13 +42,13 @@ pub async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Resp
         }
     };
     let dimensions = asked.dimensions;
-    let (texts, pipeline) = app
+    let texts = app
         .prepare(move |app| {
             app.check_model(asked.model.as_deref())?;
-            let pipeline = pipeline::of_request(asked.kv.as_deref(), &app.config)?;
-            Ok((prompt::texts(app, asked.input, "input")?, pipeline))
+            prompt::texts(app, asked.input, "input")
         })
         .await?;
+    let deadline = app.config.request_timeout.map(|time| Instant::now() + time);
     let prompt_tokens = texts.iter().map(Vec::len).sum();
     let mut replies = Vec::with_capacity(texts.len());
     for prompt in texts {
@@ -58,7 +57,7 @@ pub async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Resp
         }
         let request = ServiceRequest {
             prompt,
-            pipeline: pipeline.clone(),
+            deadline,
             owner: admission.caller().name.clone(),
             priority: admission.caller().priority,
             want_hidden: true,

@@ -22,7 +22,7 @@ use axum::{
 use serde::{Serialize, de::DeserializeOwned};
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    cors::{AllowOrigin, Any as AnyOf, CorsLayer},
+    cors::{AllowHeaders, AllowOrigin, Any as AnyOf, CorsLayer},
 };
 use tracing::Instrument;
 
@@ -136,7 +136,8 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     }
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers(AnyOf)
+        // By name: a star does not stand for `authorization`.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, header::RETRY_AFTER]);
     Some(if origins.iter().any(|origin| origin == "*") {
         layer.allow_origin(AnyOf)

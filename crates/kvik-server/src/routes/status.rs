@@ -90,7 +90,7 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
 /// Figures for Prometheus
 #[utoipa::path(
     get, path = "/metrics", tag = "status",
-    responses((status = 200, description = "In OpenMetrics text", body = String, content_type = "text/plain")),
+    responses((status = 200, description = "In OpenMetrics text", body = String, content_type = "application/openmetrics-text")),
 )]
 pub async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     app.metrics.bodies(app.body_bytes());

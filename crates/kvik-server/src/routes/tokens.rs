@@ -45,12 +45,25 @@ fn tokens(app: &App, asked: TokenizeRequest) -> Result<TokenizeResponse, ApiErro
         _ => return Err(ApiError::invalid("give either content or messages").param("content")),
     };
     let with_pieces = asked.with_pieces.unwrap_or(false);
+    if with_pieces {
+        within_context(app, tokens.len(), "with_pieces")?;
+    }
     Ok(TokenizeResponse {
         count: tokens.len(),
         pieces: with_pieces.then(|| tokens.iter().map(|&id| tokenizer.token_text(id)).collect()),
         max_model_len: app.facts().context_tokens,
         tokens,
     })
+}
+
+/// Fails for more tokens than a sequence can have: to write each of them out takes many times the memory of the request.
+fn within_context(app: &App, tokens: usize, param: &str) -> Result<(), ApiError> {
+    let most = app.facts().context_tokens;
+    if tokens <= most {
+        return Ok(());
+    }
+    let message = format!("{tokens} tokens: send at most {most} at a time, as many as the context has");
+    Err(ApiError::invalid(message).param(param))
 }
 
 /// Write tokens out as text
@@ -63,7 +76,12 @@ fn tokens(app: &App, asked: TokenizeRequest) -> Result<TokenizeResponse, ApiErro
 )]
 pub async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let (asked, _admission) = receive_plain::<DetokenizeRequest>(&app, request).await?;
-    let tokenizer = app.tokenizer()?;
-    let content = tokenizer.decode(&asked.tokens, asked.keep_special.unwrap_or(true));
-    Ok(json(&DetokenizeResponse { prompt: content.clone(), content }))
+    let answer = app
+        .prepare(move |app| {
+            within_context(app, asked.tokens.len(), "tokens")?;
+            let content = app.tokenizer()?.decode(&asked.tokens, asked.keep_special.unwrap_or(true));
+            Ok(DetokenizeResponse { prompt: content.clone(), content })
+        })
+        .await?;
+    Ok(json(&answer))
 }

@@ -16,8 +16,6 @@ pub struct EmbeddingRequest {
     pub encoding_format: Option<String>,
     /// Must be the model's width or left out.
     pub dimensions: Option<usize>,
-    /// The pipeline that rewrites the cache while the text is read. An extension.
-    pub kv: Option<String>,
 }
 
 /// The vectors.

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 pub struct GenerationFields {
     /// The model's name; the server has one, so it may be left out.
     pub model: Option<String>,
-    /// 0 takes the most likely token always; higher is more surprising (0 to 2).
+    /// 0 takes the most likely token always; higher is more surprising (0 to 10).
     pub temperature: Option<f32>,
     /// Draw from the most likely tokens that make up this much of the probability.
     pub top_p: Option<f32>,
@@ -49,7 +49,7 @@ pub struct GenerationFields {
     pub response_format: Option<ResponseFormat>,
     /// The pipeline that rewrites this request's cache, such as `snapkv(budget=512)+kivi(bits=4)`. An extension.
     pub kv: Option<String>,
-    /// Higher runs earlier, within what the key allows. An extension.
+    /// Below 0 lets all others go first. An extension.
     pub priority: Option<i32>,
 }
 

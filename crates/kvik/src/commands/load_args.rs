@@ -173,8 +173,8 @@ pub fn file_name(path: &Path) -> String {
 
 /// A number above 0.
 pub fn above_zero(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
-    number.ok_or_else(|| "a number above 0 is needed".to_owned())
+    let number = text.parse().ok().filter(|number: &f64| (1e-6..=1e9).contains(number));
+    number.ok_or_else(|| "a number above 0 is needed, from a millionth to a thousand million".to_owned())
 }
 
 fn fields(text: &str) -> Result<Map<String, Value>, String> {

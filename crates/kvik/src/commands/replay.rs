@@ -126,6 +126,11 @@ impl Args {
                 ));
             }
         }
+        if self.rate.is_some() && trace.span_s() <= 0.0 {
+            anyhow::bail!(
+                "all requests arrive at once, so that there is no rate to change: take more of them, or --spread them"
+            );
+        }
         let factor = self.rate.map_or(self.scale, |rate| rate / trace.rate().max(f64::MIN_POSITIVE));
         let first = trace.requests[0].arrival_s;
         Ok((trace.window(first, f64::INFINITY).faster(factor), notes))

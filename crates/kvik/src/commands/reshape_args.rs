@@ -42,17 +42,18 @@ impl SourceArgs {
     pub fn trace(&self) -> anyhow::Result<(Trace, Vec<String>)> {
         let mut trace = Trace::read(&self.path)?;
         let mut notes = Vec::new();
+        // Before arrivals are spread, or no two are equal.
+        if self.dedupe {
+            let before = trace.requests.len();
+            trace = trace.without_duplicates();
+            notes.push(format!("{} duplicates are left out", before - trace.requests.len()));
+        }
         if self.spread && trace.resolution_s > 0.0 {
             notes.push(format!(
                 "arrivals, rounded to {:.3} s, are spread evenly at random within it",
                 trace.resolution_s
             ));
             trace = trace.spread(1);
-        }
-        if self.dedupe {
-            let before = trace.requests.len();
-            trace = trace.without_duplicates();
-            notes.push(format!("{} duplicates are left out", before - trace.requests.len()));
         }
         if self.start != 0.0 || self.duration.is_some() {
             trace = trace.window(self.start, self.duration.unwrap_or(f64::INFINITY));

@@ -69,7 +69,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         pipeline: config.pipeline.clone(),
         ..EngineOptions::default()
     };
-    let service = Service::start(Engine::load(&path, &engine)?, options)?;
+    let engine = Engine::load(&path, &engine)?;
+    let service = Service::start_reporting(engine, options, Arc::new(log::trouble))?;
     let listen = config.listen;
     let app = Arc::new(App::new(Arc::new(service), config));
     let all_ended = runtime.block_on(async {

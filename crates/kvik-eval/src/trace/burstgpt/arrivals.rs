@@ -57,7 +57,7 @@ impl Window {
 pub fn fit_windows(arrivals: &[f64], span_s: f64, window_s: f64, law: GapLaw) -> Vec<Window> {
     match law {
         GapLaw::Gamma => gamma_windows(arrivals, span_s, window_s),
-        GapLaw::Observed => observed_windows(arrivals, window_s),
+        GapLaw::Observed => observed_windows(arrivals, span_s, window_s),
     }
 }
 
@@ -102,7 +102,8 @@ fn gamma_windows(arrivals: &[f64], span_s: f64, window_s: f64) -> Vec<Window> {
     windows
 }
 
-fn observed_windows(arrivals: &[f64], window_s: f64) -> Vec<Window> {
+fn observed_windows(arrivals: &[f64], span_s: f64, window_s: f64) -> Vec<Window> {
+    let silence = |seconds: f64| Window { seconds, arrivals: 0.0, alpha: 1.0, gaps_s: Vec::new() };
     let gaps: Vec<f64> = arrivals.windows(2).map(|pair| pair[1] - pair[0]).collect();
     let mut windows: Vec<Window> = Vec::new();
     let mut from = 0;
@@ -124,13 +125,22 @@ fn observed_windows(arrivals: &[f64], window_s: f64) -> Vec<Window> {
         windows.push(Window { seconds, arrivals: (end - from) as f64, alpha, gaps_s: sorted });
         from = end;
     }
+    // A class that comes late, or ends early.
+    if let ([first, .., last], false) = (arrivals, windows.is_empty()) {
+        if *first > 0.0 {
+            windows.insert(0, silence(*first));
+        }
+        if *last < span_s {
+            windows.push(silence(span_s - last));
+        }
+    }
     windows
 }
 
 /// Arrivals for `seconds` seconds at `factor` times the rate of `windows`, which repeat as often as needed. Every gap is a
 /// function of (seed, `stream`, its number).
 pub fn draw_arrivals(windows: &[Window], seconds: f64, factor: f64, seed: u64, stream: &str) -> Vec<f64> {
-    if !windows.iter().any(|window| window.arrivals > 0.0 && window.seconds > 0.0) {
+    if seconds <= 0.0 || !windows.iter().any(|window| window.arrivals > 0.0 && window.seconds > 0.0) {
         return Vec::new();
     }
     if windows.iter().any(|window| !window.gaps_s.is_empty()) {
@@ -168,7 +178,11 @@ pub fn draw_arrivals(windows: &[Window], seconds: f64, factor: f64, seed: u64, s
 }
 
 fn observed_arrivals(windows: &[Window], seconds: f64, factor: f64, seed: u64, stream: &str) -> Vec<f64> {
-    let (mut arrivals, mut at) = (vec![0.0], 0.0);
+    // The first arrival begins the first gap, but for where a silence begins.
+    let (mut arrivals, mut at) = (Vec::new(), 0.0);
+    if windows.first().is_some_and(|window| window.arrivals > 0.0) {
+        arrivals.push(0.0);
+    }
     for (number, window) in windows.iter().cycle().enumerate() {
         let mut draw = Draw::new(seed, stream, number as u64);
         // Each share of the distribution gives one gap, so that a window has neither more nor fewer long ones by chance.

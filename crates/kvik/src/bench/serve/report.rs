@@ -43,13 +43,13 @@ impl ServerReport {
         Self { name: name.to_owned(), rounds: Vec::new() }
     }
 
-    /// Prompt and answer tokens per second.
-    pub fn total_tokens_per_second(&self) -> Option<Spread> {
-        self.spread(|round| Some(round.throughput.total_tokens_per_second))
-    }
-
     /// The first server's total tokens per second as a multiple of this one's, round by round.
     pub fn ratio(&self, first: &Self) -> Option<Spread> {
+        // A server that does not count its prompts' tokens cannot be compared.
+        let counted = |round: &LoadReport| round.throughput.prompt_tokens_per_second > 0.0;
+        if ![first, self].into_iter().all(|server| server.rounds.iter().all(counted)) {
+            return None;
+        }
         let total = |round: &LoadReport| round.throughput.total_tokens_per_second;
         let rounds = first.rounds.iter().zip(&self.rounds);
         Spread::of(rounds.map(|(first, this)| total(first) / total(this)).filter(|ratio| ratio.is_finite()))
