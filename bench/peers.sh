@@ -3,7 +3,7 @@
 #
 #   bench/peers.sh DIR [llamacpp] [openvino]     both if none is named
 #
-#   DIR/bin/llama-bench, llama-batched-bench, llama-quantize   llama.cpp, built for this processor
+#   DIR/bin/llama-{bench,batched-bench,quantize,server}        llama.cpp, built for this processor
 #   DIR/openvino/bin/python                                    a Python that has openvino_genai
 #
 # llama.cpp comes from the source package of llama-cpp-python, which carries it whole. It is built with the compiler of
@@ -25,7 +25,7 @@ venv_pip() {
 }
 
 llamacpp() {
-    local programs=(llama-bench llama-batched-bench llama-quantize) missing=()
+    local programs=(llama-bench llama-batched-bench llama-quantize llama-server) missing=()
     for program in "${programs[@]}"; do
         [ -x "$dir/bin/$program" ] || missing+=("$program")
     done

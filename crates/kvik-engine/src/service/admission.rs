@@ -23,7 +23,8 @@ impl Worker {
         let mut waiting: Vec<Option<Job>> = self.waiting.drain(..).map(Some).collect();
         let step_tokens = self.options.step_tokens;
         let decoding = views.iter().filter(|view| view.decodes()).count();
-        let prefill_tokens = self.pace.prefill_tokens(decoding, step_tokens.saturating_sub(decoding));
+        let most = step_tokens.saturating_sub(decoding);
+        let prefill_tokens = self.pace.prefill_tokens(decoding, ranks.len(), most);
         let mut shares = plan(&views, &ranks, prefill_tokens, &mut |index| self.admit(&mut waiting[index]));
         self.waiting.extend(waiting.into_iter().flatten());
         self.fit(&mut shares);

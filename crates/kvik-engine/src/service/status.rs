@@ -29,6 +29,8 @@ pub struct Status {
     pub owners: Vec<OwnerStatus>,
     /// What the last forward pass was made of.
     pub last_step: Batch,
+    /// What steps cost.
+    pub pace: PaceStatus,
     /// Memory of keys and values.
     pub kv: KvStatus,
     /// Prefixes that requests share.
@@ -69,6 +71,21 @@ pub struct Batch {
     pub prefill_tokens: usize,
     /// Tokens of answers that are computed again after a preemption.
     pub replay_tokens: usize,
+}
+
+/// What steps cost, as far as the latest ones tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct PaceStatus {
+    /// Seconds of a step, whatever it computes.
+    pub step_seconds: f64,
+    /// Seconds of each token that continues an answer.
+    pub decoded_seconds: f64,
+    /// Seconds of each token of a prompt.
+    pub read_seconds: f64,
+    /// Seconds that a step takes besides if it has both.
+    pub both_seconds: f64,
+    /// Sequences that decode together, as the mean over tokens.
+    pub usual_sequences: f64,
 }
 
 /// Memory of keys and values.

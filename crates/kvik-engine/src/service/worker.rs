@@ -351,6 +351,7 @@ impl Worker {
             running: self.running.len(),
             owners: owners.into_values().collect(),
             last_step: self.last_step,
+            pace: self.pace.status(),
             kv: KvStatus {
                 budget_bytes: self.budget.bytes,
                 ram_bytes: store.used_bytes(),
