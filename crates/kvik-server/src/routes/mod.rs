@@ -88,7 +88,12 @@ async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let millis = start.elapsed().as_secs_f64() * 1000.0;
     // Paths come from outside: they are escaped, and cut.
     let path: String = path.chars().take(200).collect();
-    span.in_scope(|| tracing::info!(%method, path = ?path, status, millis, key, "answered"));
+    // Those who watch the server ask all the time.
+    let is_look = matches!(route.as_deref(), Some("/metrics" | "/health")) && status < 400;
+    span.in_scope(|| match is_look {
+        true => tracing::debug!(%method, path = ?path, status, millis, key, "answered"),
+        false => tracing::info!(%method, path = ?path, status, millis, key, "answered"),
+    });
     response
 }
 
