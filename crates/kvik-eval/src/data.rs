@@ -6,13 +6,12 @@
 use std::{
     borrow::Cow,
     env, fs,
-    io::Read,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::EvalError;
+use crate::{EvalError, zstandard::unpack};
 
 /// Where whole sets are looked for when `KVIK_DATA` does not say.
 const DEFAULT_FOLDER: &str = "../shared/data";
@@ -159,7 +158,7 @@ impl DataFolder {
             (path, bytes)
         } else if packed.is_file() {
             let bytes = fs::read(&packed).map_err(|error| damaged(&packed, error.to_string()))?;
-            let unpacked = unpack(&bytes).map_err(|error| damaged(&packed, error))?;
+            let unpacked = unpack(&bytes).map_err(|error| damaged(&packed, error.to_string()))?;
             (packed, unpacked)
         } else {
             return Err(EvalError::MissingData {
@@ -172,14 +171,6 @@ impl DataFolder {
         let text = String::from_utf8(bytes).map_err(|_| damaged(&path, "it is not UTF-8 text".to_owned()))?;
         Ok((path, text))
     }
-}
-
-/// What is in a Zstandard frame.
-fn unpack(bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let mut decoder = ruzstd::decoding::StreamingDecoder::new(bytes).map_err(|error| error.to_string())?;
-    let mut unpacked = Vec::new();
-    decoder.read_to_end(&mut unpacked).map_err(|error| error.to_string())?;
-    Ok(unpacked)
 }
 
 fn parse_rows<T: DeserializeOwned>(text: &str, path: &Path) -> Result<Vec<T>, EvalError> {
@@ -226,13 +217,5 @@ mod tests {
         assert!(error.contains("has 1: ask for less"), "{error}");
         fs::write(dir.path().join("tasks/gsm8k_test.jsonl.zst"), b"not zstd").unwrap();
         assert!(matches!(folder.gsm8k(1000), Err(EvalError::DamagedData { .. })));
-    }
-
-    #[test]
-    fn packed_files_are_unpacked() {
-        // `printf 'kvik kvik kvik kvik\n' | zstd`
-        let packed = include_bytes!("../tests/packed.zst");
-        assert_eq!(unpack(packed).unwrap(), b"kvik kvik kvik kvik\n");
-        assert!(unpack(&packed[..packed.len() - 6]).is_err());
     }
 }

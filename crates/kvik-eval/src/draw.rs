@@ -48,6 +48,19 @@ impl Draw {
         options.get(self.below(options.len()))
     }
 
+    /// The place of one of `weights`, which are not negative, each as likely as its share of their sum; `None` when none is
+    /// above 0.
+    pub fn weighted(&mut self, weights: &[f64]) -> Option<usize> {
+        let mut left = self.unit() * weights.iter().sum::<f64>();
+        let mut possible = weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+        let found = possible.clone().find(|(_, weight)| {
+            left -= **weight;
+            left < 0.0
+        });
+        // The sum may be rounded up.
+        found.or_else(|| possible.next_back()).map(|(place, _)| place)
+    }
+
     /// Brings `items` into a random order, each equally likely.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for end in (1..items.len()).rev() {
@@ -115,6 +128,11 @@ mod tests {
         assert_eq!(draw.distinct(9, 3).len(), 3);
         assert!((0..100).all(|_| (10_000..100_000).contains(&draw.number(5))));
         assert_eq!(draw.pick::<u8>(&[]), None);
+        let mut counts = [0u32; 4];
+        (0..10_000).for_each(|_| counts[draw.weighted(&[0.0, 3.0, 1.0, 0.0]).unwrap()] += 1);
+        // Binomial(10000, 0.75): deviation 43; six deviations.
+        assert!(counts[1].abs_diff(7500) < 260 && counts[1] + counts[2] == 10_000, "{counts:?}");
+        assert_eq!((draw.weighted(&[]), draw.weighted(&[0.0])), (None, None));
         let units: Vec<f64> = (0..10_000).map(|_| draw.unit()).collect();
         assert!(units.iter().all(|unit| (0.0..1.0).contains(unit)));
         // Deviation of the mean: 1 / sqrt(12 * 10000) = 0.0029; six deviations.

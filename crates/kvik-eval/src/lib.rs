@@ -44,5 +44,6 @@ pub mod subject;
 pub mod tasks;
 pub mod trace;
 pub mod words;
+mod zstandard;
 
 pub use error::EvalError;

@@ -10,16 +10,16 @@ use std::{
 
 use fake_server::{Manners, start};
 use kvik_eval::{
-    client::{Api, Exchange, Target},
-    load::{Levels, LoadReport, Pace, Slot, drive, material, watch},
+    client::{Api, Exchange, HttpTarget, Target},
+    load::{Levels, LoadReport, Pace, Slot, Turn, drive, material, watched},
     trace::prompts::{Material, Prompt},
 };
 
 /// Timers on a busy machine may be this much late; they are never early.
 const SLACK_MS: f64 = 60.0;
 
-fn target(address: &str, limit_s: f64) -> Arc<Target> {
-    Arc::new(Target {
+fn target(address: &str, limit_s: f64) -> Arc<HttpTarget> {
+    Arc::new(HttpTarget {
         endpoint: address.parse().unwrap(),
         api: Api::Completions,
         model: "fake".into(),
@@ -29,7 +29,7 @@ fn target(address: &str, limit_s: f64) -> Arc<Target> {
     })
 }
 
-async fn load(target: &Arc<Target>, pace: &Pace, tokens: u64) -> Vec<Exchange> {
+async fn load(target: &Arc<HttpTarget>, pace: &Pace, tokens: u64) -> Vec<Exchange> {
     let ask = |index: usize| target.ask(&Prompt::Tokens(vec![7; 40 + index % 3]), tokens, index as u64);
     drive(target, pace, ask, Instant::now(), &mut |_| ControlFlow::Continue(())).await
 }
@@ -109,15 +109,35 @@ async fn a_turn_waits_for_the_answer_before_it() {
     let (address, _server) = start(Manners::default()).await;
     let slots = vec![
         Slot { due_s: 0.0, after: None },
-        Slot { due_s: 0.01, after: Some(0) },
+        Slot { due_s: 0.01, after: Some(Turn { before: 0, think_s: 0.0 }) },
         Slot { due_s: 0.02, after: None },
-        Slot { due_s: 0.03, after: Some(1) },
+        Slot { due_s: 0.03, after: Some(Turn { before: 1, think_s: 0.0 }) },
     ];
     let exchanges = load(&target(&address, 30.0), &Pace::Open(slots), 5).await;
     assert!(exchanges[1].sent_s >= exchanges[0].end_s && exchanges[3].sent_s >= exchanges[1].end_s);
     assert!(exchanges[2].sent_s < exchanges[0].end_s);
     // Its latency counts from when it could be sent.
     within(exchanges[1].ttft_s().unwrap() * 1000.0, 60.0, "first token of a turn that waited");
+}
+
+#[tokio::test]
+async fn a_turn_comes_when_its_user_has_thought_about_the_answer() {
+    let (address, _server) = start(Manners::default()).await;
+    let turn = |before, think_s| Some(Turn { before, think_s });
+    // Answers take 60 ms.
+    let slots = vec![
+        Slot { due_s: 0.0, after: None },
+        Slot { due_s: 0.01, after: turn(0, 0.2) }, // held, and then thought about
+        Slot { due_s: 0.1, after: turn(0, 0.3) },  // answered before it is due, and thought about for longer
+        Slot { due_s: 0.5, after: turn(0, 0.1) },  // on time
+    ];
+    let exchanges = load(&target(&address, 30.0), &Pace::Open(slots), 1).await;
+    let after = |index: usize| exchanges[index].sent_s - exchanges[0].end_s;
+    within(after(1) * 1000.0, 200.0, "a turn that was held");
+    within(after(2) * 1000.0, 300.0, "a turn that was not");
+    within(exchanges[3].sent_s * 1000.0, 500.0, "a turn on time");
+    // Nobody waits for what a user thinks.
+    within(exchanges[1].ttft_s().unwrap() * 1000.0, 60.0, "first token behind thinking");
 }
 
 #[tokio::test]
@@ -146,16 +166,24 @@ async fn a_load_that_is_stopped_returns_what_it_has() {
 #[tokio::test]
 async fn the_servers_own_counters_are_kept_over_time() {
     let (address, _server) = start(Manners::default()).await;
-    let (target, mut samples) = (target(&address, 30.0), Vec::new());
-    let began = Instant::now();
-    let exchanges = tokio::select! {
-        exchanges = load(&target, &Pace::Closed { users: 2, requests: 6 }, 6) => exchanges,
-        () = watch(&target.endpoint, began, Duration::from_millis(20), &mut samples) => unreachable!(),
-    };
+    let target = target(&address, 30.0);
+    let requests = load(&target, &Pace::Closed { users: 2, requests: 6 }, 6);
+    let (exchanges, samples) = watched(&*target, Instant::now(), Duration::from_millis(20), requests).await;
     let report = LoadReport::new("x", "fake", "test", &exchanges, samples, Levels::default());
     let server = report.server.unwrap();
-    assert_eq!((server.most_running, server.preemptions), (Some(2.0), Some(0.0)));
+    // One for each request, the last of them too.
+    assert_eq!((server.most_running, server.preemptions), (Some(2.0), Some(6.0)));
     assert!(report.samples.len() > 3 && report.html().contains("The server"));
+}
+
+#[tokio::test]
+async fn counters_are_looked_at_once_more_at_the_end() {
+    let (address, _server) = start(Manners::default()).await;
+    let target = target(&address, 30.0);
+    let requests = load(&target, &Pace::Closed { users: 1, requests: 2 }, 2);
+    let (exchanges, samples) = watched(&*target, Instant::now(), Duration::from_secs(60), requests).await;
+    assert_eq!(samples.iter().map(|sample| sample.preemptions).collect::<Vec<_>>(), [Some(3.0), Some(5.0)]);
+    assert!(samples[1].at_s > exchanges[1].end_s);
 }
 
 #[tokio::test]

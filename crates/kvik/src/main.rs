@@ -29,7 +29,7 @@ Examples:
   kvik serve
   kvik generate --model path/to/model.gguf --file question.txt
 
-A MODEL is a path to a GGUF file or a safetensors folder, a name that `kvik pull --list` shows,
+A MODEL is a path to a GGUF file or a safetensors folder, a name that `kvik pull --list` shows, \
 or owner/name[:file] from the Hugging Face hub. What is not on this machine is fetched on first use.";
 
 #[derive(Debug, Subcommand)]

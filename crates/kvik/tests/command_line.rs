@@ -274,6 +274,56 @@ fn help_has_examples_for_every_verb() {
     assert_eq!(help(&["--version"]), format!("kvik {}\n", env!("CARGO_PKG_VERSION")));
 }
 
+/// Lines of a paragraph that were broken by hand are broken once more by whoever fits them to a terminal, and are ragged then.
+#[test]
+fn paragraphs_of_help_fill_their_lines() {
+    const COLUMNS: usize = 80;
+    let home = tempfile::tempdir().unwrap();
+    let help = |verb: &str| {
+        let args: Vec<&str> = verb.split_whitespace().chain(["--help"]).collect();
+        let output = kvik_with(&home, &args, "", &[("COLUMNS", &COLUMNS.to_string())]);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let verbs = [
+        "",
+        "generate",
+        "chat",
+        "serve",
+        "pull",
+        "inspect",
+        "tokenize",
+        "score",
+        "methods",
+        "microscope",
+        "bench",
+        "bench speed",
+        "bench kernels",
+        "bench serve",
+        "eval",
+        "replay",
+        "reproduce",
+        "trace",
+        "trace show",
+        "trace fit",
+        "trace generate",
+        "calibrate",
+    ];
+    for verb in verbs {
+        let text = help(verb);
+        assert!(text.contains("Usage: kvik"), "{verb}: {text}");
+        let lines: Vec<&str> = text.lines().skip_while(|line| *line != "Examples:").collect();
+        for pair in lines.windows(2) {
+            let is_prose = |line: &str| line.starts_with(|first: char| !first.is_whitespace());
+            let Some(word) = pair[1].split(' ').next().filter(|_| pair.iter().all(|line| is_prose(line)))
+            else {
+                continue;
+            };
+            let length = pair[0].chars().count() + 1 + word.chars().count();
+            assert!(length > COLUMNS, "kvik {verb} --help: '{word}' has room behind: {}", pair[0]);
+        }
+    }
+}
+
 #[test]
 fn the_list_shows_what_is_known_and_what_is_here() {
     let home = tempfile::tempdir().unwrap();

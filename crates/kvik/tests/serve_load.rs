@@ -5,12 +5,18 @@ mod fake_server;
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use fake_server::{FakeServer, Manners};
+use kvik_engine::{Engine, EngineOptions, Service, ServiceOptions};
+use kvik_eval::{
+    client::{Api, EngineTarget, HttpTarget},
+    trace::prompts::Material,
+};
 use serde_json::Value;
 
 /// Standard output if all went well, else standard error.
@@ -91,6 +97,188 @@ fn a_trace_is_replayed_on_time_with_what_it_shares() {
     let prompts = seen.bodies.iter().filter_map(|body| body["prompt"].as_array()?.get(10..20));
     let second: std::collections::HashSet<String> = prompts.map(|tokens| format!("{tokens:?}")).collect();
     assert!(second.len() > 20, "and the next one is not: {}", second.len());
+}
+
+/// A model that fits in a file of 100 KiB.
+fn tiny() -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny-gguf/llama/model.gguf");
+    path.to_str().unwrap().to_owned()
+}
+
+/// `kvik serve` with that model, ended with the test.
+struct Kvik(Child);
+
+impl Drop for Kvik {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn serve_tiny() -> (Kvik, String) {
+    let child = Command::new(env!("CARGO_BIN_EXE_kvik"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--kv-memory", "64MiB", "--ctx", "600", "--threads", "1"])
+        .args(["--model", &tiny()])
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut server = Kvik(child.unwrap());
+    let mut lines = BufReader::new(server.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let address = lines.find_map(|line| Some(line.strip_prefix("http://")?.split('/').next()?.to_owned()));
+    // What it logs from here on must not fill the pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    (server, format!("http://{}", address.expect("it listens")))
+}
+
+#[test]
+fn an_engine_is_asked_as_its_server_is() {
+    let (_server, address) = serve_tiny();
+    let trace = data("mooncake-conversation-head.jsonl.zst");
+    // Blocks of 512 tokens become blocks of 64, which Kvik shares.
+    let load = ["--limit", "24", "--lengths", "0.125", "--scale", "6", "--context", "600", "--json"];
+    let replay = |target: &[&str]| -> Value {
+        let report = kvik(&[&["replay", &trace], &load[..], target].concat());
+        serde_json::from_str(&report.unwrap()).unwrap()
+    };
+    let tiny = tiny();
+    let engine =
+        replay(&["--engine", "--model", &tiny, "--ctx", "600", "--threads", "1", "--kv-memory", "64MiB"]);
+    let server = replay(&["--url", &address]);
+    for report in [&engine, &server] {
+        assert_eq!((&report["requests"], &report["complete"]), (&24.into(), &24.into()), "{report}");
+        assert_eq!(report["tokens"]["completion"], report["tokens"]["wanted"]);
+        // All prompts begin with the same block, which only those know not that come before the first answer.
+        assert!(number(&report["tokens"]["cached"]) >= 64.0 * 10.0, "{}", report["tokens"]);
+        assert_eq!(report["server"]["preemptions"], 0.0);
+        assert!(number(&report["server"]["most_kv_share"]) > 0.0);
+        assert!(number(&report["ttft"]["p50"]) > 0.0 && number(&report["itl"]["p50"]) > 0.0);
+    }
+    for figure in ["prompt", "completion", "wanted"] {
+        assert_eq!(engine["tokens"][figure], server["tokens"][figure], "{figure}");
+    }
+    assert_eq!(engine["load"], server["load"]);
+    assert_eq!((&engine["target"], &engine["model"]), (&"the engine itself".into(), &server["model"]));
+
+    // Prompts are the same because what they are made of is.
+    let text = "It was the best of times, <s> it was the worst of times";
+    let http = HttpTarget {
+        endpoint: address.parse().unwrap(),
+        api: Api::Completions,
+        model: "model".into(),
+        extensions: true,
+        fields: serde_json::Map::new(),
+        limit: Duration::from_secs(60),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let lent = runtime.block_on(http.tokenize(text)).unwrap();
+    let options = EngineOptions { threads: Some(1), ..EngineOptions::default() };
+    let service = Service::start(
+        Engine::load(Path::new(&tiny), &options).unwrap(),
+        ServiceOptions { kv_budget_bytes: Some(1 << 20), ..ServiceOptions::default() },
+    );
+    let target = EngineTarget {
+        service: service.unwrap().into(),
+        pipeline: Default::default(),
+        whole: true,
+        limit: Duration::from_secs(60),
+    };
+    let Ok(Material::Tokens(own)) = target.material(text) else { panic!("tokens") };
+    assert!(own == lent && own.len() > 10, "{own:?} {lent:?}");
+}
+
+#[test]
+fn bursts_are_set_against_a_poisson_process_on_one_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let (burst, even) = (path(folder.path(), "burst.csv"), path(folder.path(), "poisson.csv"));
+    let generate = ["trace", "generate", "burstgpt-perf", "--requests", "60", "--rate", "12", "--seed", "3"];
+    kvik(&[&generate[..], &["--out", &burst]].concat()).unwrap();
+    kvik(&[&generate[..], &["--gaps", "poisson", "--out", &even]].concat()).unwrap();
+    let show = |path: &str| -> Value {
+        serde_json::from_str(&kvik(&["trace", "show", path, "--json"]).unwrap()).unwrap()
+    };
+    let (bursts, poisson) = (show(&burst), show(&even));
+    assert_eq!(
+        (&bursts["input_tokens"], &bursts["output_tokens"]),
+        (&poisson["input_tokens"], &poisson["output_tokens"])
+    );
+    // To the milliseconds of the file.
+    assert!((number(&bursts["span_s"]) - number(&poisson["span_s"])).abs() < 0.002, "{bursts} {poisson}");
+    // The gaps' coefficient of variation is 1.41 for a shape of 0.5, and 1 for a Poisson process; its deviation is 0.13.
+    assert!(number(&bursts["gap_cv"]) > 1.2 && number(&poisson["gap_cv"]) < 1.2, "{bursts} {poisson}");
+    for trace in [&burst, &even] {
+        let model = tiny();
+        let report = kvik(&[
+            "replay",
+            trace,
+            "--engine",
+            "--model",
+            &model,
+            "--threads",
+            "1",
+            "--kv-memory",
+            "16MiB",
+            "--max-running",
+            "4",
+            "--step-tokens",
+            "64",
+            "--context",
+            "64",
+            "--scale",
+            "2",
+            "--kv",
+            "kivi(bits=4)",
+            "--json",
+        ]);
+        let report: Value = serde_json::from_str(&report.unwrap()).unwrap();
+        assert_eq!((&report["complete"], &report["server"]["preemptions"]), (&60.into(), &0.0.into()));
+        assert!(number(&report["server"]["most_running"]) <= 4.0, "{}", report["server"]);
+        assert!(
+            report["notes"].to_string().contains("1 threads, pipeline kivi(bits=4"),
+            "{}",
+            report["notes"]
+        );
+    }
+}
+
+#[test]
+fn the_environment_of_an_engine_counts_only_where_one_is_wanted() {
+    let (_runtime, address, _server) = serve(fast());
+    let azure = data("azure-llm-2023-conv-head.csv.zst");
+    let replay = |target: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_kvik"))
+            .args(["replay", &azure, "--limit", "2", "--scale", "9", "--lengths", "0.01"])
+            .args(target)
+            .env("KVIK_MAX_RUNNING", "many")
+            .output()
+            .unwrap()
+    };
+    assert!(replay(&["--url", &address]).status.success());
+    let output = replay(&["--engine", "--model", &tiny()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("'many' for '--max-running <N>'"), "{said}");
+    assert!(replay(&["--engine", "--model", &tiny(), "--max-running", "2"]).status.success());
+}
+
+#[test]
+fn a_hyphen_is_standard_output() {
+    let azure = data("azure-llm-2023-conv-head.csv.zst");
+    let folder = tempfile::tempdir().unwrap();
+    let in_folder = |args: &[&str]| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_kvik")).args(args).current_dir(folder.path()).output().unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let (_, csv) = in_folder(&["trace", "generate", "--requests", "5", "--rate", "1", "--out", "-"]);
+    assert!(csv.starts_with("Timestamp,Model,") && csv.lines().count() == 6, "{csv}");
+    let (_, model) = in_folder(&["trace", "fit", &azure, "--out", "-"]);
+    let model: Value = serde_json::from_str(&model).unwrap();
+    assert_eq!(model["version"], 1);
+    let (succeeded, said) = in_folder(&["trace", "fit", &azure, "--out", "-", "--json", "-"]);
+    assert!(!succeeded && said.contains("only one result can go to standard output"), "{said}");
+    let (_runtime, address, _server) = serve(fast());
+    let replay = ["replay", &azure, "--url", &address, "--limit", "3", "--scale", "9", "--lengths", "0.01"];
+    let (_, page) = in_folder(&[&replay[..], &["--html", "-"]].concat());
+    assert!(page.to_lowercase().starts_with("<!doctype html>") && page.ends_with("</html>\n"), "{page}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "no file is called -");
 }
 
 #[test]
@@ -200,7 +388,7 @@ fn servers_are_put_under_the_same_load_in_turns() {
         "4",
     ])
     .unwrap();
-    assert!(table.contains("40/s, alpha 0.5") && table.contains("all tok/s"), "{table}");
+    assert!(table.contains("40/s, alpha 0.5") && table.contains("ITL p50 ms"), "{table}");
 }
 
 #[test]
@@ -211,6 +399,11 @@ fn wrong_arguments_are_answered_with_what_is_right() {
         (vec!["replay", &azure, "--url", "http://127.0.0.1:9"], "cannot connect to http://127.0.0.1:9"),
         (vec!["replay", &azure, "--scale", "0"], "a number above 0 is needed"),
         (vec!["replay", &azure, "--fields", "[1]"], "a JSON object is needed"),
+        (vec!["replay", &azure, "--kv-memory", "1GiB"], "--engine"),
+        (vec!["replay", &azure, "--engine", "--kv-memory", "much"], "a number of bytes such as 512MiB"),
+        (vec!["replay", &azure, "--engine", "--url", "http://x"], "cannot be used with"),
+        (vec!["replay", &azure, "--engine", "--kv", "kiwi"], "did you mean 'kivi'?"),
+        (vec!["replay", &azure, "--engine", "--max-running", "0"], "max-running is 0"),
         (vec!["replay", &azure, "--start", "99999"], "--start, --duration and --thin leave none"),
         (vec!["replay", "Cargo.toml"], "is in no format that is known"),
         (vec!["trace", "show", "no/such/trace"], "cannot read no/such/trace"),

@@ -110,6 +110,14 @@ impl Exchange {
         }
     }
 
+    /// A piece of the answer came at `at` seconds.
+    pub(super) fn piece(&mut self, at: f64) {
+        if let Some(last) = self.last_s.replace(at) {
+            self.gaps_s.push((at - last) as f32);
+        }
+        self.first_s.get_or_insert(at);
+    }
+
     /// True with the whole answer.
     pub fn is_complete(&self) -> bool {
         self.outcome == Outcome::Complete

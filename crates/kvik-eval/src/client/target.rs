@@ -1,307 +1,63 @@
-//! Asking for a completion and reading its stream.
+//! Who answers: what a load needs of whatever is put under it.
 
 use std::time::{Duration, Instant};
 
-use http_body_util::BodyExt;
-use hyper::body::Bytes;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
-
-use super::{CallError, Endpoint, Exchange, Outcome, SseParser};
+use super::{Exchange, Outcome, Sample};
 use crate::trace::prompts::Prompt;
 
-/// For questions that are answered at once.
-const SHORT: Duration = Duration::from_secs(60);
-
-/// Which part of the API to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Api {
-    /// `/v1/completions`, which takes text and tokens.
-    #[default]
-    Completions,
-    /// `/v1/chat/completions`, which takes text.
-    Chat,
-}
-
-/// A server, and how to ask it.
+/// A request in the making, for one kind of [`Target`].
 #[derive(Clone, Debug)]
-pub struct Target {
-    /// The server.
-    pub endpoint: Endpoint,
-    /// Which part of its API.
-    pub api: Api,
-    /// The model to name.
-    pub model: String,
-    /// Whether to send fields that OpenAI's own API does not have, so that answers are as long as asked for.
-    pub extensions: bool,
-    /// What else to send.
-    pub fields: Map<String, Value>,
-    /// How long an answer may take.
-    pub limit: Duration,
-}
-
-/// A request in the making.
-#[derive(Clone, Debug)]
-pub struct Ask {
-    path: &'static str,
-    body: Bytes,
-    wanted_tokens: u64,
-}
-
-#[derive(Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    choices: Vec<Choice>,
-    #[serde(default)]
-    usage: Option<Usage>,
-    #[serde(default)]
-    error: Option<Value>,
-    /// llama.cpp's own counts.
-    #[serde(default)]
-    timings: Option<Timings>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    delta: Option<Delta>,
-    #[serde(default)]
-    finish_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Delta {
-    #[serde(default)]
-    content: Option<String>,
-    #[serde(default)]
-    reasoning_content: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
-    #[serde(default)]
-    prompt_tokens_details: Option<PromptDetails>,
-}
-
-#[derive(Deserialize)]
-struct PromptDetails {
-    #[serde(default)]
-    cached_tokens: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct Timings {
-    #[serde(default)]
-    cache_n: u64,
-    #[serde(default)]
-    prompt_n: u64,
-    #[serde(default)]
-    predicted_n: u64,
-}
-
-impl Ask {
+pub struct Ask<R> {
+    /// What the target takes.
+    pub request: R,
     /// Tokens of the answer, at most.
-    pub fn wanted_tokens(&self) -> u64 {
-        self.wanted_tokens
-    }
+    pub wanted_tokens: u64,
 }
 
-impl Choice {
-    fn has_text(&self) -> bool {
-        let texts = [
-            self.text.as_deref(),
-            self.delta.as_ref().and_then(|delta| delta.content.as_deref()),
-            self.delta.as_ref().and_then(|delta| delta.reasoning_content.as_deref()),
-        ];
-        texts.into_iter().flatten().any(|text| !text.is_empty())
-    }
-}
+/// Whoever answers requests for completions: a server somewhere, or an engine in this process. What a load does and what is
+/// reported of it do not depend on which.
+pub trait Target: Send + Sync + 'static {
+    /// A request in its own form, made before it is sent so that making it delays nothing.
+    type Request: Send + 'static;
 
-impl Target {
-    /// The request for an answer of `tokens` tokens to `prompt`.
-    ///
-    /// A chat takes text only; tokens are sent to `/v1/completions` whatever [`api`](Self::api) says.
-    pub fn ask(&self, prompt: &Prompt, tokens: u64, seed: u64) -> Ask {
-        let mut body = Map::new();
-        body.insert("model".into(), self.model.clone().into());
-        let path = match (prompt, self.api) {
-            (Prompt::Text(text), Api::Chat) => {
-                body.insert("messages".into(), json!([{"role": "user", "content": text}]));
-                "/v1/chat/completions"
-            }
-            (Prompt::Text(text), Api::Completions) => {
-                body.insert("prompt".into(), text.clone().into());
-                "/v1/completions"
-            }
-            (Prompt::Tokens(tokens), _) => {
-                body.insert("prompt".into(), tokens.clone().into());
-                "/v1/completions"
-            }
-        };
-        body.insert("max_tokens".into(), tokens.into());
-        body.insert("temperature".into(), 0.into());
-        body.insert("seed".into(), seed.into());
-        body.insert("stream".into(), true.into());
-        body.insert("stream_options".into(), json!({"include_usage": true}));
-        if self.extensions {
-            body.insert("ignore_eos".into(), true.into());
-            body.insert("min_tokens".into(), tokens.into());
-        }
-        body.extend(self.fields.clone());
-        Ask { path, body: Value::Object(body).to_string().into(), wanted_tokens: tokens }
-    }
+    /// What it is called in reports.
+    fn name(&self) -> String;
 
-    /// Sends `ask` and reads the answer. Times count from `began`; the request is to be sent at `due_s`.
-    pub async fn exchange(&self, ask: Ask, began: Instant, due_s: f64) -> Exchange {
-        let now = || began.elapsed().as_secs_f64();
-        let mut exchange = Exchange::due(due_s, now(), ask.wanted_tokens);
-        let reading = self.read(ask, &now, &mut exchange);
-        let outcome = tokio::time::timeout(self.limit, reading).await.unwrap_or(Outcome::Timeout);
-        exchange.end_s = now();
-        exchange.outcome = outcome;
-        exchange
-    }
+    /// The model that answers.
+    fn model(&self) -> &str;
 
-    async fn read(&self, ask: Ask, now: &impl Fn() -> f64, exchange: &mut Exchange) -> Outcome {
-        let response = match self.endpoint.send(ask.path, Some(ask.body)).await {
-            Ok(response) => response,
-            Err(CallError::Unreachable { source, .. }) => {
-                return Outcome::Unreachable { message: source.to_string() };
-            }
-            Err(_) => return Outcome::Disconnected,
-        };
-        let status = response.status().as_u16();
-        match status {
-            200 => {}
-            429 | 503 => return Outcome::Overloaded { status },
-            _ => return Outcome::Refused { status, message: self.endpoint.complaint(response).await },
-        }
-        let mut body = response.into_body();
-        let mut stream = Stream::default();
-        let mut parser = SseParser::default();
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else { break };
-            let Some(bytes) = frame.data_ref() else { continue };
-            let at = now();
-            let fed = parser.feed(bytes, |event| stream.event(event, at, exchange));
-            if let Err(error) = fed {
-                return Outcome::Malformed { message: error.to_string() };
-            }
-            if let Some(outcome) = stream.failed.take() {
-                return outcome;
-            }
-            if stream.done {
-                break;
-            }
-        }
-        stream.settle(exchange)
-    }
+    /// How long an answer may take.
+    fn limit(&self) -> Duration;
 
-    /// The name of the server's first model.
-    ///
-    /// # Errors
-    /// The server does not answer, or not with a list of models.
-    pub async fn first_model(endpoint: &Endpoint) -> Result<String, CallError> {
-        let path = "/v1/models";
-        let list = endpoint.call(path, None, SHORT).await?;
-        let list: Value = serde_json::from_slice(&list).unwrap_or_default();
-        let unexpected = CallError::Unexpected { path: path.to_owned(), wanted: "a list of models" };
-        list["data"][0]["id"].as_str().map(str::to_owned).ok_or(unexpected)
-    }
+    /// The request for an answer of `tokens` tokens to `prompt`, chosen greedily.
+    fn ask(&self, prompt: &Prompt, tokens: u64, seed: u64) -> Ask<Self::Request>;
 
-    /// The tokens of `text`, where the server lends its tokenizer.
-    ///
-    /// # Errors
-    /// It does not.
-    pub async fn tokenize(&self, text: &str) -> Result<Vec<u32>, CallError> {
-        let path = "/tokenize";
-        // Kvik and llama.cpp know the first form, vLLM the second.
-        let forms = [
-            json!({"content": text, "add_special": false}),
-            json!({"model": self.model, "prompt": text, "add_special_tokens": false}),
-        ];
-        let mut answer = self.endpoint.call(path, Some(forms[0].to_string().into()), SHORT).await;
-        if matches!(answer, Err(CallError::Status { status, .. }) if status.is_client_error()) {
-            answer = self.endpoint.call(path, Some(forms[1].to_string().into()), SHORT).await;
-        }
-        let unexpected = || CallError::Unexpected { path: path.to_owned(), wanted: "a list of tokens" };
-        let answer: Value = serde_json::from_slice(&answer?).map_err(|_| unexpected())?;
-        let tokens = answer["tokens"].as_array().ok_or_else(unexpected)?;
-        let id = |token: &Value| {
-            token.as_u64().or_else(|| token["id"].as_u64()).and_then(|id| u32::try_from(id).ok())
-        };
-        tokens.iter().map(id).collect::<Option<Vec<u32>>>().ok_or_else(unexpected)
-    }
-}
+    /// Sends `request`, notes in `exchange` what comes and when, in seconds since `began`, and says how it ended.
+    fn answer(
+        &self,
+        request: Self::Request,
+        began: Instant,
+        exchange: &mut Exchange,
+    ) -> impl Future<Output = Outcome> + Send;
 
-/// What was seen of a stream.
-#[derive(Default)]
-struct Stream {
-    pieces: u64,
-    finished: bool,
-    done: bool,
-    usage: Option<Usage>,
-    timings: Option<Timings>,
-    failed: Option<Outcome>,
-}
+    /// Its own counters at this time; `None` if it does not tell.
+    fn sample(&self, began: Instant) -> impl Future<Output = Option<Sample>> + Send;
 
-impl Stream {
-    fn event(&mut self, event: &str, at: f64, exchange: &mut Exchange) {
-        if event.trim() == "[DONE]" {
-            self.done = true;
-            return;
-        }
-        let chunk: Chunk = match serde_json::from_str(event) {
-            Ok(chunk) => chunk,
-            Err(error) => {
-                let beginning: String = event.chars().take(60).collect();
-                let message = format!("an event is no chunk of a completion ({error}): {beginning}");
-                self.failed = Some(Outcome::Malformed { message });
-                return;
-            }
-        };
-        if let Some(error) = chunk.error {
-            let message = error.get("message").unwrap_or(&error);
-            let message = message.as_str().map_or_else(|| message.to_string(), str::to_owned);
-            self.failed = Some(Outcome::Refused { status: 200, message });
-            return;
-        }
-        if chunk.choices.iter().any(Choice::has_text) {
-            self.pieces += 1;
-            if let Some(last) = exchange.last_s.replace(at) {
-                exchange.gaps_s.push((at - last) as f32);
-            }
-            exchange.first_s.get_or_insert(at);
-        }
-        self.finished |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
-        self.usage = chunk.usage.or(self.usage.take());
-        self.timings = chunk.timings.or(self.timings.take());
-    }
-
-    /// Counts tokens, and says how the stream ended.
-    fn settle(self, exchange: &mut Exchange) -> Outcome {
-        exchange.completion_tokens = self.pieces;
-        if let Some(timings) = self.timings {
-            exchange.completion_tokens = timings.predicted_n.max(self.pieces);
-            exchange.cached_tokens = timings.cache_n;
-            exchange.prompt_tokens = timings.cache_n + timings.prompt_n;
-        }
-        if let Some(usage) = self.usage {
-            exchange.completion_tokens = usage.completion_tokens;
-            exchange.prompt_tokens = usage.prompt_tokens;
-            let cached = usage.prompt_tokens_details.and_then(|details| details.cached_tokens);
-            exchange.cached_tokens = cached.unwrap_or(exchange.cached_tokens);
-        }
-        match (self.done || self.finished, self.pieces > 0 || self.finished) {
-            (true, true) => Outcome::Complete,
-            (true, false) => Outcome::Malformed { message: "the stream ended without a token".to_owned() },
-            (false, _) => Outcome::Disconnected,
+    /// Sends `ask` and reads the answer, for as long as [`limit`](Self::limit) allows. Times count from `began`; the request
+    /// is to be sent at `due_s`.
+    fn exchange(
+        &self,
+        ask: Ask<Self::Request>,
+        began: Instant,
+        due_s: f64,
+    ) -> impl Future<Output = Exchange> + Send {
+        async move {
+            let now = || began.elapsed().as_secs_f64();
+            let mut exchange = Exchange::due(due_s, now(), ask.wanted_tokens);
+            let answer = self.answer(ask.request, began, &mut exchange);
+            let outcome = tokio::time::timeout(self.limit(), answer).await.unwrap_or(Outcome::Timeout);
+            (exchange.end_s, exchange.outcome) = (now(), outcome);
+            exchange
         }
     }
 }

@@ -1,10 +1,9 @@
 //! What prompts for a server are made of: its tokens of a text, or the words.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::{
-    client::{Api, CallError, Outcome, Target},
+    client::{Api, CallError, HttpTarget, Outcome, Target},
     trace::prompts::{Material, Part, PromptWriter},
 };
 
@@ -19,7 +18,7 @@ const ENGLISH: f64 = 1.35;
 /// # Errors
 /// The server does not answer a request of one token.
 pub async fn material(
-    target: &Arc<Target>,
+    target: &HttpTarget,
     text: &str,
     tokens: bool,
 ) -> Result<(Material, Option<String>), CallError> {

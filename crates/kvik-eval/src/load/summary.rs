@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
-use super::Sample;
-use crate::{client::Exchange, statistics::percentile};
+use crate::{
+    client::{Exchange, Sample},
+    statistics::percentile,
+};
 
 /// Points of a plot over time, at most.
 const MOMENTS: usize = 60;

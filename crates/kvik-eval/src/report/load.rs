@@ -8,7 +8,10 @@ use super::{
     svg::escape,
     table::{Table, short},
 };
-use crate::load::{LoadReport, Milliseconds, Moment, Sample};
+use crate::{
+    client::Sample,
+    load::{LoadReport, Milliseconds, Moment},
+};
 
 impl LoadReport {
     /// The report as text.
@@ -191,8 +194,8 @@ impl LoadReport {
 #[cfg(test)]
 mod tests {
     use crate::{
-        client::{Exchange, Outcome},
-        load::{Levels, LoadReport, Sample},
+        client::{Exchange, Outcome, Sample},
+        load::{Levels, LoadReport},
     };
 
     fn report() -> LoadReport {

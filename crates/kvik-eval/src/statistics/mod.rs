@@ -7,5 +7,5 @@ mod two_sample;
 
 pub use bootstrap::{Estimate, Weighted, bootstrap, paired_difference};
 pub use divergence::{LogProbabilities, kl_divergence};
-pub use percentile::percentile;
+pub use percentile::{percentile, quantiles};
 pub use two_sample::{TwoSample, kolmogorov_smirnov};

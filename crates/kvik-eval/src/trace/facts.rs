@@ -82,8 +82,7 @@ impl Facts {
         let tens = counts(trace, 10.0);
         let mean_ten = requests.len() as f64 * 10.0 / trace.span_s().max(10.0);
         let class = |(index, class): (usize, &super::Class)| {
-            let name = [class.model.as_str(), &class.log_type].join(" ").trim().to_owned();
-            (name, requests.iter().filter(|request| usize::from(request.class) == index).count())
+            (class.name(), requests.iter().filter(|request| usize::from(request.class) == index).count())
         };
         Self {
             origin: trace.origin.clone(),

@@ -104,6 +104,7 @@ impl BurstLog {
             let session = (!row.session.is_empty()).then(|| *sessions.entry(&row.session).or_insert(next));
             TraceRequest {
                 session,
+                elapsed_s: row.elapsed.parse().ok(),
                 class,
                 failed: row.response_tokens == 0,
                 ..TraceRequest::plain(time(row) - first, row.request_tokens, row.response_tokens)
@@ -113,16 +114,17 @@ impl BurstLog {
         Trace::new(requests, classes, 1, origin.to_owned())
     }
 
-    /// `trace` as a log, with arrivals to the millisecond. Block names have no place in it and are lost.
+    /// `trace` as a log, with times to the millisecond. Block names have no place in it and are lost.
     pub fn of(trace: &Trace) -> Self {
-        let sessions = trace.requests.iter().any(|request| request.session.is_some());
+        let sessions =
+            trace.requests.iter().any(|request| request.session.is_some() || request.elapsed_s.is_some());
         let rows = trace.requests.iter().map(|request| {
             let class = trace.classes.get(usize::from(request.class)).cloned().unwrap_or_default();
             let response_tokens = if request.failed { 0 } else { request.output_tokens };
             BurstRow {
-                timestamp: format!("{:?}", (request.arrival_s * 1000.0).round() / 1000.0),
+                timestamp: milliseconds(request.arrival_s),
                 session: request.session.map_or_else(String::new, |session| session.to_string()),
-                elapsed: String::new(),
+                elapsed: request.elapsed_s.map_or_else(String::new, milliseconds),
                 model: class.model,
                 request_tokens: request.input_tokens,
                 response_tokens,
@@ -132,6 +134,11 @@ impl BurstLog {
         });
         Self { rows: rows.collect(), sessions }
     }
+}
+
+/// Seconds to the millisecond.
+fn milliseconds(seconds: f64) -> String {
+    format!("{:?}", (seconds * 1000.0).round() / 1000.0)
 }
 
 impl BurstRow {
@@ -196,6 +203,8 @@ mod tests {
         let trace = BurstLog::parse(FILE_3).unwrap().trace("x");
         assert_eq!(trace.previous_turns(), [None, None, Some(0)]);
         assert_eq!((trace.requests[1].session, trace.requests[1].class), (None, 1));
+        // Answered 3.25 s behind the beginning, and asked again after 61 s.
+        assert_eq!(trace.think_s(0, 2), 57.75);
     }
 
     #[test]
@@ -203,7 +212,7 @@ mod tests {
         let trace = BurstLog::parse(FILE_3).unwrap().trace("x");
         let text = BurstLog::of(&trace).csv();
         assert_eq!(BurstLog::parse(&text).unwrap().trace("x"), trace);
-        assert!(text.contains("\n0.5,,,GPT-4,7,9,16,API log\n"), "{text}");
+        assert!(text.contains("\n0.5,,1.0,GPT-4,7,9,16,API log\n"), "{text}");
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub struct TraceRequest {
     pub blocks: Box<[u64]>,
     /// The conversation that it is a turn of.
     pub session: Option<u64>,
+    /// Seconds until the service's answer was complete, where the trace says it.
+    pub elapsed_s: Option<f64>,
     /// True if the service did not answer.
     pub failed: bool,
     /// Its place in [`Trace::classes`].
@@ -77,6 +79,11 @@ pub struct Class {
 }
 
 impl Class {
+    /// Both names, for people; may be empty.
+    pub fn name(&self) -> String {
+        [self.model.as_str(), &self.log_type].join(" ").trim().to_owned()
+    }
+
     /// The class of these names.
     pub fn named(model: &str, log_type: &str) -> Self {
         Self { model: model.to_owned(), log_type: log_type.to_owned() }
@@ -92,6 +99,7 @@ impl TraceRequest {
             output_tokens,
             blocks: [].into(),
             session: None,
+            elapsed_s: None,
             failed: false,
             class: 0,
         }
@@ -135,5 +143,13 @@ impl Trace {
         let mut last = std::collections::HashMap::new();
         let place = |(index, request): (usize, &TraceRequest)| last.insert(request.session?, index);
         self.requests.iter().enumerate().map(place).collect()
+    }
+
+    /// Seconds that a user thought between the answer to the request at `before` and the request at `index`: what is left of
+    /// the time between their arrivals when the service's answer is taken off. 0 where the trace does not say how long that
+    /// answer took, as only BurstGPT's third file does: nobody knows then which part of the time was waiting.
+    pub fn think_s(&self, before: usize, index: usize) -> f64 {
+        let (asked, asks) = (&self.requests[before], &self.requests[index]);
+        asked.elapsed_s.map_or(0.0, |elapsed| (asks.arrival_s - asked.arrival_s - elapsed).max(0.0))
     }
 }

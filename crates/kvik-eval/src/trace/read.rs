@@ -1,14 +1,12 @@
 //! A trace from a file: which format it is in is seen from how it begins, and Zstandard is unpacked on the way.
 
-use std::{fs, io::Read, path::Path};
+use std::{fs, path::Path};
 
 use super::{BurstLog, Trace, TraceError, azure, log, mooncake};
+use crate::zstandard::{self, unpack};
 
 /// Ten years. Logs are counted in windows of seconds, which nothing longer has room for.
 const LONGEST_S: f64 = 3.2e8;
-
-/// How a Zstandard frame begins.
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 
 impl Trace {
     /// The trace in the file at `path`.
@@ -60,23 +58,10 @@ impl Trace {
 pub fn unpacked_text(path: &Path) -> Result<String, TraceError> {
     let unreadable = |source| TraceError::Unreadable { path: path.to_owned(), source };
     let bytes = fs::read(path).map_err(unreadable)?;
-    let bytes = if bytes.starts_with(&ZSTD_MAGIC) { unpack(&bytes).map_err(unreadable)? } else { bytes };
+    let bytes = if zstandard::is_packed(&bytes) { unpack(&bytes).map_err(unreadable)? } else { bytes };
     let not_text =
         |_| unreadable(std::io::Error::other("it is neither UTF-8 text nor a Zstandard frame of it"));
     String::from_utf8(bytes).map_err(not_text)
-}
-
-/// What is in the Zstandard frames of `bytes`.
-pub(super) fn unpack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut unpacked = Vec::new();
-    let mut rest = bytes;
-    // A packed file may be several frames in a row.
-    while !rest.is_empty() {
-        let mut decoder =
-            ruzstd::decoding::StreamingDecoder::new(&mut rest).map_err(std::io::Error::other)?;
-        decoder.read_to_end(&mut unpacked)?;
-    }
-    Ok(unpacked)
 }
 
 #[cfg(test)]

@@ -16,10 +16,14 @@ pub struct Clipped {
 }
 
 impl Trace {
-    /// Lets time pass `factor` times as fast: every gap is divided by it, and so are the waits between turns.
+    /// Lets time pass `factor` times as fast: every gap is divided by it, and so are the waits between turns
+    /// and what the service's answers took.
     #[must_use]
     pub fn faster(mut self, factor: f64) -> Self {
-        self.requests.iter_mut().for_each(|request| request.arrival_s /= factor);
+        for request in &mut self.requests {
+            request.arrival_s /= factor;
+            request.elapsed_s = request.elapsed_s.map(|elapsed| elapsed / factor);
+        }
         self.resolution_s /= factor;
         self
     }
@@ -144,6 +148,16 @@ mod tests {
         let after = before.clone().faster(4.0);
         let expected: Vec<f64> = before.requests.iter().map(|request| request.arrival_s / 4.0).collect();
         assert_eq!(after.requests.iter().map(|request| request.arrival_s).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn users_think_for_what_the_answer_leaves_of_the_time_between_turns() {
+        let mut trace = trace(&[0.0, 2.0, 20.0]);
+        assert_eq!(trace.think_s(0, 2), 0.0, "the trace does not say how long the answer took");
+        trace.requests[0].elapsed_s = Some(8.0);
+        trace.requests[1].elapsed_s = Some(30.0);
+        assert_eq!((trace.think_s(0, 2), trace.think_s(1, 2)), (12.0, 0.0));
+        assert_eq!(trace.faster(4.0).think_s(0, 2), 3.0);
     }
 
     #[test]

@@ -1,14 +1,12 @@
 //! `kvik eval`: what a model can still do with a cache that keeps less.
 
 use std::{
-    fs,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     ops::ControlFlow,
     path::PathBuf,
 };
 
-use anyhow::{Context, anyhow};
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::anyhow;
 use kvik_eval::{
     baselines::{Baseline, with_baselines},
     data::DataFolder,
@@ -27,7 +25,8 @@ use super::Interrupted;
 use super::engine_args::LoadArgs;
 use super::interrupt::Interrupt;
 use super::numbers::{at_least_one, whole};
-use super::output::{check_writable, write_json_or};
+use super::output::{check_writable, print_unless, write, write_json};
+use super::progress::progress_bar;
 
 /// Measure what a model can still do with a smaller KV cache, next to the full one
 #[derive(Debug, clap::Args)]
@@ -132,9 +131,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let plan = args.plan();
     plan.validate()?;
     let (pipelines, notes) = args.pipelines();
-    for path in [&args.json, &args.html].into_iter().flatten() {
-        check_writable(path)?;
-    }
+    check_writable([args.json.as_deref(), args.html.as_deref()])?;
     let mut journal = match &args.resume {
         Some(path) => Journal::open(path)?,
         None => Journal::in_memory(),
@@ -156,7 +153,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let prepared = run::prepare(&kit, &choices, &plan, loaded.engine.context_tokens())?;
 
     let interrupt = Interrupt::install()?;
-    let progress = progress_bar();
+    let progress = progress_bar("{pos} of {len}  {eta}  {msg}");
     let mut subject = EngineSubject::new(&mut loaded.engine, &pipelines)?;
     interrupt.begin();
     let run = run::run(&mut subject, &kit, prepared, &settings, &mut journal, &mut |at| {
@@ -203,9 +200,12 @@ impl Args {
 
     fn show(&self, report: &Report) -> anyhow::Result<()> {
         if let Some(path) = &self.html {
-            fs::write(path, report.html()).with_context(|| format!("cannot write {}", path.display()))?;
+            write(path, report.html().as_bytes())?;
         }
-        write_json_or(self.json.as_deref(), report, &report.text())
+        if let Some(path) = &self.json {
+            write_json(path, report)?;
+        }
+        print_unless([self.json.as_deref(), self.html.as_deref()], &report.text())
     }
 }
 
@@ -218,15 +218,4 @@ fn list() -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn progress_bar() -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar:.cyan/dim}  {pos} of {len}  {eta}  {msg}") {
-        bar.set_style(style.progress_chars("━━─"));
-    }
-    bar
 }

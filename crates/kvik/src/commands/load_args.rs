@@ -1,16 +1,20 @@
 //! Which server is put under load, how it is asked, and what it is held to: options of all that send load.
 
-use std::{path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use kvik_eval::{
-    client::{Api, Endpoint, Target},
+    client::{Api, Endpoint, EngineTarget, HttpTarget},
     data::DataFolder,
     load::{Levels, LoadReport, Progress, material},
     trace::prompts::Material,
 };
 use serde_json::{Map, Value};
+
+use super::numbers::above_zero;
+use super::output::{check_writable, print_unless, write, write_json};
+use super::service_args::Serving;
 
 /// How a server is asked
 #[derive(Debug, clap::Args)]
@@ -61,38 +65,65 @@ pub struct ReportArgs {
     /// Write all numbers as one JSON object to FILE; `-`, or no FILE, is standard output, then without the table
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
-    /// Write a page with plots over time to FILE
+    /// Write a page with plots over time to FILE; `-` is standard output, then without the table
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 }
 
-/// A server that answers, and what prompts for it are made of.
-pub struct Asked {
-    pub target: Arc<Target>,
+/// Whoever answers, and what prompts for it are made of.
+pub struct Asked<T> {
+    pub target: Arc<T>,
     pub material: Material,
     pub notes: Vec<String>,
 }
 
 impl AskArgs {
     /// Finds out what the server at `endpoint` has.
-    pub async fn ask(&self, endpoint: &Endpoint) -> anyhow::Result<Asked> {
+    pub async fn ask(&self, endpoint: &Endpoint) -> anyhow::Result<Asked<HttpTarget>> {
         let endpoint = endpoint.clone().with_key(self.api_key.clone());
         let model = match &self.model {
             Some(model) => model.clone(),
-            None => Target::first_model(&endpoint).await.context("no --model was named")?,
+            None => HttpTarget::first_model(&endpoint).await.context("no --model was named")?,
         };
-        let target = Arc::new(Target {
+        let target = Arc::new(HttpTarget {
             endpoint,
             api: if self.chat { Api::Chat } else { Api::Completions },
             model,
             extensions: !self.plain,
             fields: self.fields.clone().unwrap_or_default(),
-            limit: Duration::from_secs_f64(self.timeout),
+            limit: self.limit(),
         });
-        let text = DataFolder::from_env().novel(1)?;
-        let (material, note) = material(&target, &text, !self.text).await?;
+        let (material, note) = material(&target, &text()?, !self.text).await?;
         Ok(Asked { target, material, notes: note.into_iter().collect() })
     }
+
+    /// The model that is named.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    /// Asks an engine in this process.
+    pub fn engine(&self, serving: Serving) -> anyhow::Result<Asked<EngineTarget>> {
+        let pipeline = serving.config.pipeline;
+        let notes = vec![format!("{} threads, pipeline {pipeline}", serving.service.shared().threads)];
+        let target = EngineTarget {
+            service: Arc::new(serving.service),
+            pipeline,
+            whole: !self.plain,
+            limit: self.limit(),
+        };
+        let material = target.material(&text()?).map_err(anyhow::Error::msg)?;
+        Ok(Asked { target: Arc::new(target), material, notes })
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs_f64(self.timeout)
+    }
+}
+
+/// What prompts are taken from.
+fn text() -> anyhow::Result<Cow<'static, str>> {
+    Ok(DataFolder::from_env().novel(1)?)
 }
 
 impl LevelArgs {
@@ -105,10 +136,7 @@ impl LevelArgs {
 impl ReportArgs {
     /// Complains about files that could not be written, before a long run.
     pub fn check(&self) -> anyhow::Result<()> {
-        [&self.json, &self.html]
-            .into_iter()
-            .flatten()
-            .try_for_each(|path| super::output::check_writable(path))
+        check_writable([self.json.as_deref(), self.html.as_deref()])
     }
 
     /// Writes what is asked for; `text` is what a terminal gets.
@@ -119,9 +147,12 @@ impl ReportArgs {
         text: &str,
     ) -> anyhow::Result<()> {
         if let Some(path) = &self.html {
-            std::fs::write(path, html()).with_context(|| format!("cannot write {}", path.display()))?;
+            write(path, html().as_bytes())?;
         }
-        super::output::write_json_or(self.json.as_deref(), json, text)
+        if let Some(path) = &self.json {
+            write_json(path, json)?;
+        }
+        print_unless([self.json.as_deref(), self.html.as_deref()], text)
     }
 }
 
@@ -133,19 +164,8 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("cannot start timers and sockets")
 }
 
-/// A bar that shows how far a load is.
-pub fn progress_bar() -> ProgressBar {
-    use std::io::IsTerminal;
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar:.cyan/dim}  {pos} of {len}  {elapsed}  {msg}")
-    {
-        bar.set_style(style.progress_chars("━━─"));
-    }
-    bar
-}
+/// What a bar for a load shows.
+pub const LOAD_FIGURES: &str = "{pos} of {len}  {elapsed}  {msg}";
 
 /// Shows `at` on `bar`.
 pub fn show(bar: &ProgressBar, at: Progress) {
@@ -164,17 +184,6 @@ pub fn failed(report: &LoadReport) -> Option<String> {
         report.requests,
         first.kind
     ))
-}
-
-/// The last part of a path, for people.
-pub fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-/// A number above 0.
-pub fn above_zero(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|number: &f64| (1e-6..=1e9).contains(number));
-    number.ok_or_else(|| "a number above 0 is needed, from a millionth to a thousand million".to_owned())
 }
 
 fn fields(text: &str) -> Result<Map<String, Value>, String> {

@@ -1,14 +1,14 @@
 //! `kvik microscope`: what a prompt's cache holds, as a page.
 
 use std::{
-    fs, io,
+    io,
     net::SocketAddr,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use kvik::microscope::{Probe, Record, page};
 use kvik_engine::{GenerateRequest, StopReason};
 use kvik_model::tokenizer::EncodeOptions;
@@ -19,6 +19,7 @@ use super::engine_args::{EngineArgs, Loaded};
 use super::input::read_text;
 use super::interrupt::Interrupt;
 use super::numbers::whole;
+use super::output::write;
 
 /// Show which tokens each head keeps, in how many bits, and where attention falls, as a page
 #[derive(Debug, clap::Args)]
@@ -36,7 +37,7 @@ pub struct Args {
     #[arg(long, short = 'n', value_name = "N", default_value_t = 32)]
     #[arg(value_parser = whole::<usize>, allow_negative_numbers = true)]
     max_tokens: usize,
-    /// Write the page to this file
+    /// Write the page to this file; `-` is standard output
     #[arg(long, short, value_name = "PATH", default_value = "microscope.html")]
     out: PathBuf,
     /// Serve the page at this address instead of writing a file
@@ -73,7 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     match args.serve {
         Some(address) => serve(address, &html),
         None => {
-            fs::write(&args.out, html).with_context(|| format!("cannot write {}", shown(&args.out)))?;
+            write(&args.out, html.as_bytes())?;
             eprintln!("{}", shown(&args.out));
             Ok(())
         }

@@ -25,8 +25,10 @@ mod load_args;
 mod model_args;
 mod numbers;
 mod output;
+mod progress;
 mod reshape_args;
 mod sampling_args;
+mod service_args;
 mod stream;
 
 /// The user pressed Ctrl-C, and what was being done has ended in good order.

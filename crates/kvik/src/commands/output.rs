@@ -1,4 +1,4 @@
-//! Results in files or on standard output.
+//! Results in files or on standard output, which is the file `-`.
 
 use std::{
     fs,
@@ -8,35 +8,45 @@ use std::{
 
 use anyhow::{Context, bail};
 
-/// A long run must not end with a file that cannot be written.
-pub fn check_writable(path: &Path) -> anyhow::Result<()> {
-    if is_stdout(path) {
-        return Ok(());
+/// A long run must not end with a file that cannot be written, nor with two files in one stream.
+pub fn check_writable<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> anyhow::Result<()> {
+    let mut on_stdout = 0;
+    for path in files.into_iter().flatten() {
+        on_stdout += usize::from(is_stdout(path));
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
+            bail!("cannot write {}: give a file in a folder that exists", path.display());
+        }
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
-        bail!("cannot write {}: give a file in a folder that exists", path.display());
+    if on_stdout > 1 {
+        bail!("only one result can go to standard output: give the others a file of their own");
     }
     Ok(())
 }
 
-/// Writes `json` to `path`, and `text` to standard output unless the JSON went there.
-pub fn write_json_or(path: Option<&Path>, json: &impl serde::Serialize, text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match path {
-        Some(path) if is_stdout(path) => {
-            serde_json::to_writer(&mut out, json).map_err(io::Error::from)?;
-            writeln!(out)?;
-        }
-        path => {
-            if let Some(path) = path {
-                let text = serde_json::to_vec_pretty(json)?;
-                fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-            }
-            write!(out, "{text}")?;
-        }
+/// Writes `bytes` to `path`.
+pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    if is_stdout(path) {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        return Ok(out.flush()?);
     }
-    Ok(out.flush()?)
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes `json` to `path`: for people in a file, in one line on standard output.
+pub fn write_json(path: &Path, json: &impl serde::Serialize) -> anyhow::Result<()> {
+    let mut text = if is_stdout(path) { serde_json::to_vec(json)? } else { serde_json::to_vec_pretty(json)? };
+    text.push(b'\n');
+    write(path, &text)
+}
+
+/// Prints `text` unless one of `files` is on standard output.
+pub fn print_unless<'a>(files: impl IntoIterator<Item = Option<&'a Path>>, text: &str) -> anyhow::Result<()> {
+    if files.into_iter().flatten().any(is_stdout) {
+        return Ok(());
+    }
+    write(Path::new("-"), text.as_bytes())
 }
 
 fn is_stdout(path: &Path) -> bool {

@@ -1,34 +1,35 @@
-//! `kvik replay`: real traffic, or its twin, against a server.
+//! `kvik replay`: real traffic, or its twin, against a server or an engine.
 
-use std::{
-    fmt::Write,
-    ops::ControlFlow,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write, ops::ControlFlow, time::Duration};
 
 use kvik_eval::{
-    client::{Endpoint, Exchange},
-    load::{LoadReport, Pace, Sample, Slot, drive, watch},
+    client::{Endpoint, Target},
+    load::{LoadReport, Replay, replay},
     trace::{Trace, facts::Facts, prompts::PromptWriter},
 };
+use tokio::runtime::Runtime;
 
 use super::Interrupted;
 use super::interrupt::Interrupt;
-use super::load_args::{
-    AskArgs, Asked, LevelArgs, ReportArgs, above_zero, failed, progress_bar, runtime, show,
-};
-use super::numbers::whole;
+use super::load_args::{AskArgs, Asked, LOAD_FIGURES, LevelArgs, ReportArgs, failed, runtime, show};
+use super::numbers::{above_zero, whole};
+use super::progress::progress_bar;
 use super::reshape_args::SourceArgs;
+use super::service_args::ServiceArgs;
 
-/// Replay a trace of serving traffic against a server, on time, and report what its users would have seen
+/// Replay a trace of serving traffic against a server or an engine, on time, and report what its users would have seen
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[command(mut_arg("model", |model| model.help("The model to name [default: the first that the server lists]; with --engine, the model to load, as of `kvik serve`")))]
 pub struct Args {
     #[command(flatten)]
     source: SourceArgs,
     /// The server, any that speaks OpenAI's API
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     url: Endpoint,
+    /// Ask an engine in this process instead of a server: the one that `kvik serve` would run, without HTTP between
+    #[arg(long, conflicts_with_all = ["url", "chat", "text", "fields"])]
+    engine: bool,
     /// Let time pass so many times as fast
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = above_zero, conflicts_with = "rate")]
     scale: f64,
@@ -51,6 +52,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = above_zero)]
     watch: f64,
     #[command(flatten)]
+    service: ServiceArgs,
+    #[command(flatten)]
     ask: AskArgs,
     #[command(flatten)]
     levels: LevelArgs,
@@ -63,37 +66,25 @@ Examples:
   kvik replay azure_llm_2023_conv.csv.zst --duration 3600 --scale 10 --thin 0.05 --context 8192
   kvik replay mooncake_conversation.jsonl.zst --lengths 0.1 --rate 2 --slo-ttft 2000 --slo-tpot 100 --html report.html
   kvik trace generate --duration 600 --rate 1 --out burst.csv && kvik replay burst.csv --context 8192
+  kvik replay burst.csv --context 8192 --engine --model smollm2 --kv 'kivi(bits=4)' --kv-memory 512MiB
 
-Requests are sent when they are due, whatever the server does; latencies count from then. A turn of a conversation waits
-for the answer before it. Prompts are invented, as long as the trace says and alike where it says so. The exit code is 1
-when a request has no whole answer.";
+Requests are sent when they are due, whatever the server does; latencies count from then. A turn of a conversation waits \
+for the answer before it, and then for as long as its user thought about it, where the trace says that. Prompts are \
+invented, as long as the trace says and alike where it says so. The exit code is 1 when a request has no whole answer.
+
+With --engine the model runs in this process, with the options of `kvik serve` and their environment variables; prompts \
+are the same token ids, and the report has the same numbers.";
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     args.report.check()?;
-    let (trace, mut notes) = args.trace()?;
+    let (trace, notes) = args.trace()?;
     let runtime = runtime()?;
-    let asked = runtime.block_on(args.ask.ask(&args.url))?;
-    notes.extend(asked.notes.iter().cloned());
-    let interrupt = Interrupt::install()?;
-    let bar = progress_bar();
-    interrupt.begin();
-    let (exchanges, samples) = runtime.block_on(args.replay(&trace, &asked, &mut |at| {
-        show(&bar, at);
-        if interrupt.pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }));
-    let stopped = interrupt.pressed();
-    interrupt.end();
-    bar.finish_and_clear();
-    let (target, model) = (args.url.to_string(), &asked.target.model);
-    let mut report =
-        LoadReport::new(&target, model, &args.said(&trace), &exchanges, samples, args.levels.levels());
-    report.finished = !stopped;
-    report.notes = notes;
-    args.report.write(&report, || report.html(), &report.text())?;
-    match failed(&report) {
-        _ if stopped => Err(Interrupted.into()),
-        Some(sentence) => anyhow::bail!(sentence),
-        None => Ok(()),
+    if args.engine {
+        let serving = args.service.start(args.ask.model())?;
+        args.replay(&runtime, args.ask.engine(serving)?, &trace, notes)
+    } else {
+        let asked = runtime.block_on(args.ask.ask(&args.url))?;
+        args.replay(&runtime, asked, &trace, notes)
     }
 }
 
@@ -136,34 +127,43 @@ impl Args {
         Ok((trace.window(first, f64::INFINITY).faster(factor), notes))
     }
 
-    async fn replay(
+    /// Sends `trace` to whoever is asked, and reports.
+    fn replay<T: Target>(
         &self,
+        runtime: &Runtime,
+        asked: Asked<T>,
         trace: &Trace,
-        asked: &Asked,
-        progress: &mut dyn FnMut(kvik_eval::load::Progress) -> ControlFlow<()>,
-    ) -> (Vec<Exchange>, Vec<Sample>) {
-        let writer = PromptWriter::new(asked.material.clone(), self.seed);
-        let previous = trace.previous_turns();
-        let slot = |(request, before): (&kvik_eval::trace::TraceRequest, Option<usize>)| Slot {
-            due_s: request.arrival_s,
-            after: before.filter(|_| !self.no_wait),
+        mut notes: Vec<String>,
+    ) -> anyhow::Result<()> {
+        let Asked { target, material, notes: of_target } = asked;
+        notes.extend(of_target);
+        let load = Replay {
+            trace,
+            prompts: PromptWriter::new(material, self.seed),
+            turns_wait: !self.no_wait,
+            watch: Duration::from_secs_f64(self.watch),
         };
-        let pace = Pace::Open(trace.requests.iter().zip(previous).map(slot).collect());
-        let ask = |index: usize| {
-            let tokens = u64::from(trace.requests[index].output_tokens.max(1));
-            asked.target.ask(&writer.of(trace, index), tokens, index as u64)
-        };
-        let (began, mut samples) = (Instant::now(), Vec::new());
-        let exchanges = {
-            let interval = Duration::from_secs_f64(self.watch);
-            let load = drive(&asked.target, &pace, ask, began, progress);
-            let watch = watch(&asked.target.endpoint, began, interval, &mut samples);
-            tokio::select! {
-                exchanges = load => exchanges,
-                () = watch => Vec::new(), // it watches for as long as it may
-            }
-        };
-        (exchanges, samples)
+        let interrupt = Interrupt::install()?;
+        let bar = progress_bar(LOAD_FIGURES);
+        interrupt.begin();
+        let (exchanges, samples) = runtime.block_on(replay(&target, &load, &mut |at| {
+            show(&bar, at);
+            if interrupt.pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }));
+        let stopped = interrupt.pressed();
+        interrupt.end();
+        bar.finish_and_clear();
+        let (name, levels) = (target.name(), self.levels.levels());
+        let mut report =
+            LoadReport::new(&name, target.model(), &self.said(trace), &exchanges, samples, levels);
+        report.finished = !stopped;
+        report.notes = notes;
+        self.report.write(&report, || report.html(), &report.text())?;
+        match failed(&report) {
+            _ if stopped => Err(Interrupted.into()),
+            Some(sentence) => anyhow::bail!(sentence),
+            None => Ok(()),
+        }
     }
 
     /// The load in words.

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use kvik_eval::trace::Trace;
 
-use super::load_args::above_zero;
-use super::numbers::at_least_one;
+use super::numbers::{above_zero, at_least_one, share};
 
 /// Which trace, and which part of it
 #[derive(Debug, clap::Args)]
@@ -71,9 +70,4 @@ impl SourceArgs {
         }
         Ok((trace, notes))
     }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    let share = text.parse().ok().filter(|share: &f64| (0.0..=1.0).contains(share) && *share > 0.0);
-    share.ok_or_else(|| "a share above 0 and up to 1 is needed".to_owned())
 }

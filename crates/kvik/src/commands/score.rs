@@ -1,10 +1,9 @@
 //! `kvik score`: how likely a model finds a text. Every claim about quality stands on its numbers.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
 use kvik_engine::{Phase, Score};
 use kvik_model::tokenizer::EncodeOptions;
 use serde::Serialize;
@@ -12,6 +11,7 @@ use serde::Serialize;
 use super::engine_args::{EngineArgs, Loaded};
 use super::input::{parse_ids, read_file};
 use super::numbers::whole;
+use super::progress::progress_bar;
 
 /// Say how likely a model finds a text, token by token
 #[derive(Debug, clap::Args)]
@@ -88,7 +88,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
 
-    let progress = progress_bar(ids.len());
+    let progress = progress_bar("{pos} of {len} tokens  {per_sec}  {eta}");
+    progress.set_length(ids.len() as u64);
     let score =
         loaded.engine.score(&loaded.pipeline, &ids, args.top, args.phase.into(), &mut |done, _| {
             progress.set_position(done as u64)
@@ -134,17 +135,4 @@ fn summarise(out: &mut impl Write, score: &Score, loaded: &Loaded) -> io::Result
         }
     }
     Ok(())
-}
-
-fn progress_bar(tokens: usize) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(tokens as u64);
-    if let Ok(style) =
-        ProgressStyle::with_template("{wide_bar:.cyan/dim}  {pos} of {len} tokens  {per_sec}  {eta}")
-    {
-        bar.set_style(style.progress_chars("━━─"));
-    }
-    bar
 }

@@ -163,10 +163,6 @@ fn expected(stream: &ClassModel, start_s: f64, seconds: f64) -> f64 {
 
 /// The place of the label that a conversation gets.
 fn label(model: &ClassModel, draw: &mut Draw) -> usize {
-    let mut left = draw.unit() * model.labels.iter().map(|label| label.share).sum::<f64>();
-    let found = model.labels.iter().position(|label| {
-        left -= label.share;
-        left < 0.0
-    });
-    found.unwrap_or(0)
+    let shares: Vec<f64> = model.labels.iter().map(|label| label.share).collect();
+    draw.weighted(&shares).unwrap_or(0)
 }

@@ -10,7 +10,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::gamma::normal;
-use crate::{draw::Draw, statistics::percentile};
+use crate::{
+    draw::Draw,
+    statistics::{percentile, quantiles},
+};
 
 /// Cells of a table, at most.
 const CELLS: usize = 64;
@@ -94,11 +97,8 @@ impl Lengths {
                 (at(&cell.input, input), at(&cell.output, output))
             }
             Self::Mixture(clouds) => {
-                let mut left = draw.unit() * clouds.iter().map(|cloud| cloud.weight).sum::<f64>();
-                let chosen = clouds.iter().find(|cloud| {
-                    left -= cloud.weight;
-                    left < 0.0
-                });
+                let weights: Vec<f64> = clouds.iter().map(|cloud| cloud.weight).collect();
+                let chosen = draw.weighted(&weights).map(|cloud| &clouds[cloud]);
                 chosen.or(clouds.last()).map_or((1, 1), |cloud| cloud.draw(draw))
             }
             Self::Zipf { exponent, most } => (zipf(*exponent, *most, draw), zipf(*exponent, *most, draw)),
@@ -109,21 +109,22 @@ impl Lengths {
     pub fn draw_output(&self, input: u32, draw: &mut Draw) -> u32 {
         match self {
             Self::Table(cells) => {
-                let after =
-                    cells.partition_point(|cell| cell.input.last().is_some_and(|&most| most < input as f32));
+                let input = input as f32;
+                let first = cells.partition_point(|cell| cell.input.last().is_some_and(|&most| most < input));
+                // Many prompts of one length fill several cells, and each of these is as good as its share of them.
+                let tied = |cell: &&Cell| cell.input.first().is_some_and(|&least| least <= input);
+                let shares: Vec<f64> =
+                    cells[first..].iter().take_while(tied).map(|cell| cell.share(input)).collect();
+                let chosen = first + draw.weighted(&shares).unwrap_or(0);
                 let share = draw.unit();
-                cells.get(after).or(cells.last()).map_or(1, |cell| at(&cell.output, share))
+                cells.get(chosen).or(cells.last()).map_or(1, |cell| at(&cell.output, share))
             }
             Self::Mixture(clouds) => {
                 let x = f64::from(input.max(1)).ln();
                 let weights: Vec<f64> =
                     clouds.iter().map(|cloud| cloud.weight * cloud.input_density(x)).collect();
-                let mut left = draw.unit() * weights.iter().sum::<f64>();
-                let chosen = clouds.iter().zip(&weights).find(|(_, weight)| {
-                    left -= **weight;
-                    left < 0.0
-                });
-                chosen.map(|(cloud, _)| cloud).or(clouds.last()).map_or(1, |cloud| cloud.draw_output(x, draw))
+                let chosen = draw.weighted(&weights).map(|cloud| &clouds[cloud]);
+                chosen.or(clouds.last()).map_or(1, |cloud| cloud.draw_output(x, draw))
             }
             Self::Zipf { exponent, most } => zipf(*exponent, *most, draw),
         }
@@ -132,43 +133,38 @@ impl Lengths {
 
 fn table(pairs: &[(u32, u32)]) -> Vec<Cell> {
     let mut sorted = pairs.to_vec();
-    sorted.sort_unstable();
+    // By prompts alone: among those of one length, which may fill many cells, answers must not be sorted too, or each of
+    // these cells would have its own kind of answers.
+    Draw::new(0, "cells", 0).shuffle(&mut sorted);
+    sorted.sort_by_key(|pair| pair.0);
     let cells = (sorted.len() / LEAST_IN_CELL).clamp(1, CELLS);
-    let quantiles = |numbers: &mut Vec<f64>, count: usize| -> Vec<f32> {
-        numbers.sort_by(f64::total_cmp);
-        let at = |point: usize| percentile(numbers, point as f64 / (count - 1) as f64).map(|x| x as f32);
-        (0..count).filter_map(at).collect()
+    let cell = |cell: usize| {
+        let rows = &sorted[cell * sorted.len() / cells..(cell + 1) * sorted.len() / cells];
+        Cell {
+            input: quantiles(rows.iter().map(|row| f64::from(row.0)).collect(), QUANTILES.0),
+            output: quantiles(rows.iter().map(|row| f64::from(row.1)).collect(), QUANTILES.1),
+        }
     };
-    (0..cells)
-        .map(|cell| {
-            let rows = &sorted[cell * sorted.len() / cells..(cell + 1) * sorted.len() / cells];
-            Cell {
-                input: quantiles(&mut rows.iter().map(|row| f64::from(row.0)).collect(), QUANTILES.0),
-                output: quantiles(&mut rows.iter().map(|row| f64::from(row.1)).collect(), QUANTILES.1),
-            }
-        })
-        .collect()
+    (0..cells).map(cell).collect()
 }
 
-/// The quantile at `share`, on straight lines between neighbours.
+impl Cell {
+    /// About the share of its prompts that have just `input` tokens.
+    fn share(&self, input: f32) -> f64 {
+        let equal = self.input.iter().filter(|&&quantile| quantile == input).count();
+        equal as f64 / self.input.len().max(1) as f64
+    }
+}
+
+/// The length at `share`, at least 1.
 fn at(quantiles: &[f32], share: f64) -> u32 {
-    let Some(steps) = quantiles.len().checked_sub(1) else { return 1 };
-    let place = share * steps as f64;
-    let (below, above) =
-        (f64::from(quantiles[place.floor() as usize]), f64::from(quantiles[place.ceil() as usize]));
-    ((below + (above - below) * place.fract()).round() as u32).max(1)
+    percentile(quantiles, share).map_or(1, |tokens| (tokens.round() as u32).max(1))
 }
 
-/// Found in the sum of the weights; that of BurstGPT's generator draws again when the number is too large, which is the
-/// same.
+/// That of BurstGPT's generator draws again when the number is too large, which is the same.
 fn zipf(exponent: f64, most: u32, draw: &mut Draw) -> u32 {
-    let weight = |rank: u32| f64::from(rank).powf(-exponent);
-    let mut left = draw.unit() * (1..=most).map(weight).sum::<f64>();
-    let found = (1..=most).find(|&rank| {
-        left -= weight(rank);
-        left < 0.0
-    });
-    found.unwrap_or(most.max(1))
+    let weights: Vec<f64> = (1..=most).map(|rank| f64::from(rank).powf(-exponent)).collect();
+    draw.weighted(&weights).map_or(most.max(1), |place| place as u32 + 1)
 }
 
 impl Cloud {
@@ -317,6 +313,33 @@ mod tests {
                 (0..4000).map(|n| (1000, lengths.draw_output(1000, &mut Draw::new(3, "x", n)))).collect();
             let ratio = mean_near(&twin) / mean_near(&truth);
             assert!((0.85..1.15).contains(&ratio), "{law:?}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn prompts_of_one_length_have_all_the_answers_that_they_had() {
+        // Three lengths of prompts, as of programs that fill in a form: each fills many cells.
+        let kinds = [(100, 0.55, 3.0), (200, 0.3, 5.0), (777, 0.15, 6.5)];
+        let row = |index: u64| {
+            let mut draw = Draw::new(1, "rows", index);
+            let (input, _, mean) = kinds[draw.weighted(&kinds.map(|kind| kind.1)).unwrap()];
+            (input, length(mean + 0.5 * normal(&mut draw)))
+        };
+        let truth: Vec<(u32, u32)> = (0..12_000).map(row).collect();
+        let lengths = Lengths::fit(&truth, LengthLaw::Table);
+        let twin = drawn(&lengths, 12_000);
+        for (input, ..) in kinds {
+            let of = |rows: &[(u32, u32)]| -> Vec<f64> {
+                rows.iter().filter(|row| row.0 == input).map(|row| f64::from(row.1)).collect()
+            };
+            let truth = of(&truth);
+            let given: Vec<f64> = (0..truth.len() as u64)
+                .map(|n| f64::from(lengths.draw_output(input, &mut Draw::new(3, "given", n))))
+                .collect();
+            for (what, answers) in [("given", given), ("drawn", of(&twin))] {
+                let test = kolmogorov_smirnov(&truth, &answers).unwrap();
+                assert!(test.p_value > 0.01, "answers to {what} prompts of {input} tokens: {test:?}");
+            }
         }
     }
 

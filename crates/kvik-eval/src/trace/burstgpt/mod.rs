@@ -28,7 +28,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Class, TraceError, read::unpack};
+use super::{Class, TraceError};
+use crate::zstandard::unpack;
 
 pub use aggregates::Aggregates;
 pub use arrivals::{GapLaw, Window};

@@ -6,7 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{draw::Draw, statistics::percentile, trace::TraceRequest};
+use crate::{
+    draw::Draw,
+    statistics::{percentile, quantiles},
+    trace::TraceRequest,
+};
 
 /// Quantiles of intervals and growth.
 const QUANTILES: usize = 65;
@@ -57,8 +61,8 @@ impl Turns {
         let all: f64 = counts.iter().sum();
         Self {
             shares: counts.iter().map(|count| count / all.max(1.0)).collect(),
-            interval_s: quantiles(intervals),
-            growth_tokens: quantiles(growth),
+            interval_s: quantiles(intervals, QUANTILES),
+            growth_tokens: quantiles(growth, QUANTILES),
         }
     }
 
@@ -76,38 +80,20 @@ impl Turns {
 
     /// Turns of one conversation, from 1 on.
     pub fn draw(&self, draw: &mut Draw) -> usize {
-        let mut left = draw.unit() * self.shares.iter().sum::<f64>();
-        let found = self.shares.iter().position(|share| {
-            left -= share;
-            left < 0.0
-        });
-        found.unwrap_or(0) + 1
+        draw.weighted(&self.shares).unwrap_or(0) + 1
     }
 
     /// Seconds until the next turn.
     pub fn draw_interval_s(&self, draw: &mut Draw) -> f64 {
-        at(&self.interval_s, draw.unit())
+        percentile(&self.interval_s, draw.unit()).unwrap_or(0.0)
     }
 
     /// Tokens of the next prompt behind one of `input` tokens and its answer of `output`.
     pub fn draw_input(&self, input: u32, output: u32, draw: &mut Draw) -> u32 {
         let said = f64::from(input) + f64::from(output);
-        (said + at(&self.growth_tokens, draw.unit())).round().clamp(1.0, f64::from(u32::MAX)) as u32
+        let growth = percentile(&self.growth_tokens, draw.unit()).unwrap_or(0.0);
+        (said + growth).round().clamp(1.0, f64::from(u32::MAX)) as u32
     }
-}
-
-fn quantiles(mut numbers: Vec<f64>) -> Vec<f32> {
-    numbers.sort_by(f64::total_cmp);
-    let at = |point: usize| percentile(&numbers, point as f64 / (QUANTILES - 1) as f64).map(|x| x as f32);
-    (0..QUANTILES).filter_map(at).collect()
-}
-
-fn at(quantiles: &[f32], share: f64) -> f64 {
-    let Some(steps) = quantiles.len().checked_sub(1) else { return 0.0 };
-    let place = share * steps as f64;
-    let (below, above) =
-        (f64::from(quantiles[place.floor() as usize]), f64::from(quantiles[place.ceil() as usize]));
-    below + (above - below) * place.fract()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
 use kvik_eval::{
-    client::Target,
+    client::{Exchange, HttpTarget, Target},
     load::{Levels, LoadReport, Pace, Progress, drive},
     trace::prompts::{Material, PromptWriter},
 };
@@ -16,7 +16,7 @@ pub struct Contestant {
     /// What it is called.
     pub name: String,
     /// The server.
-    pub target: Arc<Target>,
+    pub target: Arc<HttpTarget>,
     /// What prompts for it are made of.
     pub material: Material,
 }
@@ -60,7 +60,7 @@ pub async fn race(
                     report.finished = false;
                     return report;
                 }
-                let (target, model) = (contestant.target.endpoint.to_string(), &contestant.target.model);
+                let (target, model) = (contestant.target.name(), &contestant.target.model);
                 let load =
                     LoadReport::new(&target, model, &level.to_string(), &exchanges, Vec::new(), limits);
                 if let Some(level) = report.levels.last_mut() {
@@ -78,7 +78,7 @@ async fn run(
     texts: usize,
     pace: &Pace,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Vec<kvik_eval::client::Exchange> {
+) -> Vec<Exchange> {
     let writer = PromptWriter::new(contestant.material.clone(), workload.seed);
     let ask = |index: usize| {
         let (parts, tokens) = workload.request(texts, index);

@@ -71,7 +71,7 @@ impl ServeReport {
             "requests/s",
             "TTFT p50 ms",
             "p99",
-            "token p50 ms",
+            "ITL p50 ms",
             "p99",
             "answer p50 s",
             "cached",

@@ -28,10 +28,11 @@ Examples:
   kvik bench kernels --only Q4_1
   kvik bench kernels --isa avx2,avx512 --only attention --threads 2
 
-A call's time is the median over the rounds. GB/s are the weights or cached keys and values that it reads, Gop/s its
-operations (two for a multiply-add, twice that for quantised weights, whose activations come in two planes of 8 bits).
-The share is that of the limit, measured in the same run, of whichever of the two takes longer. Attention over a cache
-that is not stored in bf16 is set against the same over one that is: the median of the ratios, round by round.";
+A call's time is the median over the rounds. GB/s are the weights or cached keys and values that it reads, Gop/s \
+its operations (two for a multiply-add, twice that for quantised weights, whose activations come in two planes of 8 \
+bits). The share is that of the limit, measured in the same run, of whichever of the two takes longer. Attention \
+over a cache that is not stored in bf16 is set against the same over one that is: the median of the ratios, round \
+by round.";
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let sets = if args.isa.is_empty() { vec![Isa::active()] } else { args.isa.clone() };

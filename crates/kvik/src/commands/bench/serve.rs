@@ -12,8 +12,9 @@ use kvik_eval::client::Endpoint;
 use crate::commands::{
     Interrupted,
     interrupt::Interrupt,
-    load_args::{AskArgs, LevelArgs, above_zero, progress_bar, runtime, show},
-    numbers::{at_least_one, whole},
+    load_args::{AskArgs, LOAD_FIGURES, LevelArgs, runtime, show},
+    numbers::{above_zero, at_least_one, whole},
+    progress::progress_bar,
 };
 
 /// Put a server under load, beside others, and measure what its users get
@@ -72,9 +73,9 @@ Examples:
   kvik bench serve --rate 2 --alpha 0.25 --requests 200 --slo-ttft 1000 --json
   kvik bench serve --users 8,32 --runs 3 --peer llama.cpp=http://127.0.0.1:8081
 
-Prompts are token ids where a server lends its tokenizer by /tokenize, else text. Answers are as long as asked for where the
-server knows ignore_eos or min_tokens. Figures are medians over the rounds; `first is` says how many times as many tokens
-per second the first server handles.";
+Prompts are token ids where a server lends its tokenizer by /tokenize, else text. Answers are as long as asked for where \
+the server knows ignore_eos or min_tokens. Figures are medians over the rounds; ITL is the time between two pieces of an \
+answer, and `first is` says how many times as many tokens per second the first server handles.";
 
 /// Another server and its name.
 #[derive(Clone, Debug)]
@@ -117,7 +118,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         seed: args.seed,
     };
     let interrupt = Interrupt::install()?;
-    let bar = progress_bar();
+    let bar = progress_bar(LOAD_FIGURES);
     interrupt.begin();
     let (plan, limits) = (args.plan(), args.levels.levels());
     let mut progress = |what: &str, at| {

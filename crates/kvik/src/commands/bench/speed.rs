@@ -60,7 +60,7 @@ Examples:
   kvik bench speed --prefill none --depths none --batch 16 --peer-batch 'llama.cpp=llama-batched-bench -m {model} \\
       -t {threads} -c {context} -npp {depth} -ntg {gen} -npl {sequences} --output-format jsonl'
 
-In a peer's command {model}, {threads}, {prompt}, {gen}, {depth}, {sequences} and {context} stand for a figure's values.
+In a peer's command {model}, {threads}, {prompt}, {gen}, {depth}, {sequences} and {context} stand for a figure's values. \
 It runs once for each figure and round, right after Kvik's turn.";
 
 /// Numbers with commas between them, or `none`.
