@@ -32,7 +32,7 @@ use super::{
         DiskStatistics, KvDir, Loaded, OnDisk, PrefixStore, Report, StoreError,
         address::{Address, Chain, Origin},
     },
-    tree::{NodeId, PrefixLock, PrefixTree},
+    tree::{NodeId, PrefixLock, PrefixTree, PrefixTreeStatus},
 };
 
 /// A shorter prefix is not worth the copy of the blocks that it ends in.
@@ -373,6 +373,11 @@ impl PrefixCache {
     pub fn forget(&mut self, store: &mut KvStore) {
         self.tree.clear();
         store.reclaim();
+    }
+
+    /// The trees of those who share, as far as they were used last; times count from `start` on.
+    pub fn trees(&self, start: Instant) -> Vec<PrefixTreeStatus> {
+        self.tree.status(start)
     }
 
     /// What prefixes did and take.

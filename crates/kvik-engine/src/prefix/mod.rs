@@ -15,4 +15,4 @@ pub use cache::{Begun, Loading, PrefixCache, PrefixError, PrefixOptions, PrefixS
 pub use eviction::{EvictionPolicy, LeastRecentlyUsed, NodeFacts};
 pub use sharing::{PrefixSharing, Scope};
 pub use store::{DiskStatistics, KvDir, Report, StoreError};
-pub use tree::{Inserted, NodeId, PrefixLock, PrefixMatch, PrefixTree};
+pub use tree::{Inserted, NodeId, PrefixLock, PrefixMatch, PrefixNodeStatus, PrefixTree, PrefixTreeStatus};
