@@ -9,7 +9,7 @@ use std::{
 };
 
 use kvik_engine::ServiceOptions;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Client, MODEL, read_answer, start, start_with};
 
 /// Something small to ask.
@@ -254,4 +254,20 @@ fn keys_do_not_see_each_others_prefixes() {
     assert_eq!(cached("one"), 0);
     assert!(cached("one") >= 256, "a key's own prefix is used");
     assert_eq!(cached("two"), 0, "how fast an answer begins tells what another key has asked");
+    // Nor does the tree of one key show to another.
+    let client = server.client().with("authorization", "Bearer two");
+    let trees = || client.get("/v1/kv").ok()["service"]["prefix_trees"].take();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while trees() == json!([]) {
+        assert!(Instant::now() < deadline, "a key does not see its own tree");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let trees = trees();
+    let owners: Vec<&Value> = trees.as_array().unwrap().iter().map(|tree| &tree["owner"]).collect();
+    assert_eq!(
+        owners,
+        [
+            &server.client().with("authorization", "Bearer two").get("/v1/kv").ok()["service"]["owners"][0]["owner"]
+        ]
+    );
 }
