@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use kvik_engine::ServiceOptions;
 use kvik_kv::{Pipeline, pipeline::PipelineError};
 use serde::{Deserialize, Deserializer, de};
 
@@ -117,7 +118,7 @@ settings! {
     /// Requests that run at the same time [default: 64]
     #[arg(long, env = "KVIK_MAX_RUNNING", value_name = "N", help_heading = "Limits")]
     max_running: Option<usize>,
-    /// Requests that wait; more are answered 429 [default: 1024]
+    /// Requests that wait, to be prepared or to be computed; more are answered 429 [default: 1024]
     #[arg(long, env = "KVIK_MAX_WAITING", value_name = "N", help_heading = "Limits")]
     max_waiting: Option<usize>,
     /// Tokens computed in one step, decoded and prefilled together [default: 512]
@@ -129,7 +130,7 @@ settings! {
     /// Bytes of a request's body [default: 4MiB]
     #[arg(long, env = "KVIK_MAX_BODY", value_name = "BYTES", help_heading = "Limits")]
     max_body: Option<Bytes>,
-    /// Bytes of the bodies of all requests that are being read [default: 256MiB]
+    /// Bytes of the bodies of all requests that are being read or prepared [default: 256MiB]
     #[arg(long, env = "KVIK_MAX_BODIES", value_name = "BYTES", help_heading = "Limits")]
     max_bodies: Option<Bytes>,
     /// Connections at the same time; more wait to be accepted [default: 2048]
@@ -290,8 +291,10 @@ pub struct Config {
     pub max_choices: usize,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
-    /// Bytes of the bodies of all requests that are being read.
+    /// Bytes of the bodies of all requests that are being read or prepared.
     pub max_bodies_bytes: usize,
+    /// Requests that wait to be prepared; as many may wait to be computed.
+    pub max_waiting: usize,
     /// Connections at the same time.
     pub max_connections: usize,
     /// How long a request's head may take to arrive.
@@ -384,6 +387,7 @@ impl Settings {
             max_choices: at_least_one("max-choices", self.max_choices, 64)?,
             max_body_bytes: bytes("max-body", self.max_body, 4 << 20)?,
             max_bodies_bytes: bytes("max-bodies", self.max_bodies, 256 << 20)?,
+            max_waiting: self.max_waiting.unwrap_or_else(|| ServiceOptions::default().max_waiting),
             max_connections: at_least_one("max-connections", self.max_connections, 2048)?,
             header_timeout: seconds("header-seconds", self.header_seconds, 15)?,
             body_timeout: seconds("body-seconds", self.body_seconds, 30)?,

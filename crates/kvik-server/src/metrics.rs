@@ -68,7 +68,7 @@ impl Default for Metrics {
         let arrival = "Time from a request's arrival to the end of its answer";
         let first = "Time from a request's arrival to its first token";
         let cached = "Tokens of prompts whose keys and values were there already";
-        let bodies = "Memory that bodies of requests take while they are read";
+        let bodies = "Memory that bodies of requests take until they are prepared";
         let kv =
             "Memory of keys and values by place and encoding; what is in a file and in RAM counts in both";
         let figures = "What the service holds and has done: the figures of /v1/kv by their names";
@@ -142,6 +142,11 @@ impl Metrics {
     /// A request failed by a fault of the server.
     pub fn panic(&self) {
         self.panics.inc();
+    }
+
+    /// What counts such faults, for what goes on without the application.
+    pub fn panics(&self) -> Counter {
+        self.panics.clone()
     }
 
     /// A connection was opened.
