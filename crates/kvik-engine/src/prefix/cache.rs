@@ -65,6 +65,15 @@ pub enum PrefixError {
     Store(#[from] StoreError),
 }
 
+/// Checks that blocks of so many tokens can be shared.
+///
+/// # Errors
+/// [`PrefixError::BlockTokens`] if they are not whole tiles.
+pub(crate) fn check_block_tokens(block_tokens: usize) -> Result<(), PrefixError> {
+    let whole_tiles = block_tokens > 0 && block_tokens.is_multiple_of(kvik_kernels::attention::TILE_TOKENS);
+    if whole_tiles { Ok(()) } else { Err(PrefixError::BlockTokens(block_tokens)) }
+}
+
 /// A sequence that has its prompt's prefix.
 pub struct Begun {
     /// The sequence, with the methods of its pipeline.
@@ -136,9 +145,7 @@ impl PrefixCache {
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self, PrefixError> {
         let block_tokens = options.block_tokens;
-        if block_tokens == 0 || !block_tokens.is_multiple_of(kvik_kernels::attention::TILE_TOKENS) {
-            return Err(PrefixError::BlockTokens(block_tokens));
-        }
+        check_block_tokens(block_tokens)?;
         let open = |dir: &KvDir| -> Result<Disk, StoreError> {
             let origin = Origin::new(store.shape(), &tokenizer.map_or_else(Vec::new, tokenizer_identity));
             Ok(Disk { store: PrefixStore::open(dir, report, wake)?, origin, loading: HashMap::new() })

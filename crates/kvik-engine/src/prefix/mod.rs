@@ -11,6 +11,7 @@ mod sharing;
 mod store;
 mod tree;
 
+pub(crate) use cache::check_block_tokens;
 pub use cache::{Begun, Loading, PrefixCache, PrefixError, PrefixOptions, PrefixStatistics};
 pub use eviction::{EvictionPolicy, LeastRecentlyUsed, NodeFacts};
 pub use sharing::{PrefixSharing, Scope};

@@ -1,6 +1,6 @@
 //! `kvik serve`: the model behind OpenAI's HTTP API.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use kvik::models::DEFAULT;
@@ -50,34 +50,38 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Err(unknown) = Isa::requested() {
         bail!("KVIK_ISA: {unknown}");
     }
-    // What is wrong with the options is said before a model is loaded for them.
-    settings.resolve("")?;
-    let path = kvik::pull::ensure(settings.model.as_deref().unwrap_or(DEFAULT))?;
-    let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let config = settings.resolve(&name)?;
+    // What is wrong with the options is said before a model is fetched and loaded for them.
+    let config = settings.resolve("")?;
     let options = service_options(&settings, &config)?;
-
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(16)
-        .thread_name("http")
-        .enable_all()
-        .build()?;
     let engine = EngineOptions {
         threads: settings.threads,
         context_tokens: settings.ctx,
         pipeline: config.pipeline.clone(),
         ..EngineOptions::default()
     };
+    options.check()?;
+    engine.check()?;
+    let listen = config.listen;
+    let cannot_listen = || format!("cannot listen at {listen}: choose another with --listen");
+    // Closed again: nobody is to connect before there is a model that answers.
+    drop(TcpListener::bind(listen).with_context(cannot_listen)?);
+
+    let path = kvik::pull::ensure(settings.model.as_deref().unwrap_or(DEFAULT))?;
+    let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let config = settings.resolve(&name)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .thread_name("http")
+        .enable_all()
+        .build()?;
     let engine = Engine::load(&path, &engine)?;
     let service = Service::start_reporting(engine, options, Arc::new(log::trouble))?;
-    let listen = config.listen;
     let app = Arc::new(App::new(Arc::new(service), config));
     let all_ended = runtime.block_on(async {
         let shutdown = signals()?;
         let server = Server::bind(app).await;
-        let server =
-            server.with_context(|| format!("cannot listen at {listen}: choose another with --listen"))?;
+        let server = server.with_context(cannot_listen)?;
         eprintln!("http://{}/ serves {name} (Ctrl-C ends it)", server.address()?);
         Ok::<_, anyhow::Error>(server.run(shutdown).await)
     })?;
