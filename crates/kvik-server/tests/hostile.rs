@@ -13,7 +13,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use support::{Client, read_answer, start};
+use support::{Client, Random, read_answer, start};
 
 const ROUTES: [&str; 6] = [
     "/v1/chat/completions",
@@ -23,20 +23,6 @@ const ROUTES: [&str; 6] = [
     "/tokenize",
     "/detokenize",
 ];
-
-/// Numbers that look random and are always the same.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) as usize) % end
-    }
-
-    fn one_of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-}
 
 /// A value of any type.
 fn value(random: &mut Random, depth: usize) -> Value {
