@@ -126,7 +126,7 @@ fn status(at: u64) -> Value {
         "healthy": true, "failure": null, "draining": false, "uptime_seconds": 5000.0 + at as f64, "running": 8, "waiting": 3 + at % 5,
         "owners": [{"owner": "<b>team</b>", "running": 8, "waiting": 3, "served_tokens": 91234 + at}],
         "last_step": {"sequences": 8, "decode_tokens": 7 + at % 2, "prefill_tokens": wave, "replay_tokens": 0},
-        "kv": {"budget_bytes": 2_147_483_648_u64, "ram_bytes": 734_003_200 + (at << 20), "file_bytes": 0,
+        "kv": {"budget_bytes": 2_147_483_648_u64, "ram_bytes": 734_003_200 + (at << 20), "file_bytes": 1 << 20,
             "encodings": [{"encoding": "bf16", "ram_bytes": 524_288_000, "file_bytes": 0},
                 {"encoding": "affine-4-bits", "ram_bytes": 209_715_200 + (at << 20), "file_bytes": 1 << 20}],
             "pipelines": [pipeline("full", 5, 202, 202), pipeline("snapkv(budget=512)+kivi(bits=4)", 3, 24, 121)]},
