@@ -56,6 +56,26 @@ impl Default for EngineOptions {
     }
 }
 
+impl EngineOptions {
+    /// Checks what can be checked without a model, so that none is fetched in vain. [`Engine::load`] does it as well.
+    ///
+    /// # Errors
+    /// [`EngineError`] says which option cannot be.
+    pub fn check(&self) -> Result<(), EngineError> {
+        if let Some(threads) = self.threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
+            return Err(EngineError::Threads { threads, max: MAX_THREADS });
+        }
+        if self.prefill_chunk_tokens == 0 {
+            return Err(EngineError::PrefillChunk);
+        }
+        let limit = MAX_CONTEXT_TOKENS;
+        match self.context_tokens.filter(|asked| !(1..=limit).contains(asked)) {
+            Some(asked) => Err(EngineError::Context { asked, limit }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A model that is ready to run.
 pub struct Engine {
     pub(crate) local: LocalModel,
@@ -72,15 +92,9 @@ impl Engine {
     /// # Errors
     /// [`EngineError`] says what is wrong with the files or the options.
     pub fn load(path: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
-        let pool = match options.threads {
-            None => ThreadPool::with_all_cores(),
-            Some(threads @ 1..=MAX_THREADS) => ThreadPool::new(threads),
-            Some(threads) => return Err(EngineError::Threads { threads, max: MAX_THREADS }),
-        };
+        options.check()?;
+        let pool = options.threads.map_or_else(ThreadPool::with_all_cores, ThreadPool::new);
         let prefill_chunk_tokens = options.prefill_chunk_tokens;
-        if prefill_chunk_tokens == 0 {
-            return Err(EngineError::PrefillChunk);
-        }
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = Tokenizer::from_checkpoint(&checkpoint).map_err(Arc::new);
         let chat_template = ChatTemplate::from_checkpoint(&checkpoint);
@@ -348,4 +362,22 @@ fn model_name(path: &Path) -> String {
     // A folder's name may have dots, as those of versions do.
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_no_model_can_have_are_found_without_one() {
+        let refused = |options: EngineOptions| options.check().unwrap_err().to_string();
+        let plain = EngineOptions::default;
+        assert!(plain().check().is_ok());
+        assert!(refused(EngineOptions { threads: Some(0), ..plain() }).contains("threads"));
+        assert!(refused(EngineOptions { threads: Some(MAX_THREADS + 1), ..plain() }).contains("threads"));
+        assert!(refused(EngineOptions { prefill_chunk_tokens: 0, ..plain() }).contains("prefill"));
+        assert!(refused(EngineOptions { context_tokens: Some(0), ..plain() }).contains("context of 0"));
+        let most = EngineOptions { context_tokens: Some(MAX_CONTEXT_TOKENS), ..plain() };
+        assert!(most.check().is_ok());
+    }
 }

@@ -286,6 +286,66 @@ fn whoever_goes_away_leaves_nothing_behind() {
 }
 
 #[test]
+fn memory_by_encoding_is_all_there_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().to_str().unwrap();
+    let service = service(ServiceOptions { prefix_sharing: PrefixSharing::All, ..options() });
+    let pipelines = [
+        ("full".to_owned(), vec!["bf16"]),
+        ("kivi(bits=2,residual=32)".to_owned(), vec!["affine-2-bits", "bf16"]),
+        (format!("kivi(bits=4,residual=32)+tier(ram=0,path={file})"), vec!["affine-4-bits", "bf16"]),
+        ("shadowkv(rank=8,budget=64,outliers=2)".to_owned(), vec!["bf16", "bf16-copies", "low-rank"]),
+    ];
+    for (seed, (pipeline, encodings)) in pipelines.iter().enumerate() {
+        let parsed = Pipeline::parse(pipeline).unwrap();
+        let mut reply = service.submit(Request { pipeline: parsed, ..slow(tokens(seed, 500), 400) }).unwrap();
+        while !matches!(reply.blocking_next(), Some(Update::Token { .. })) {}
+        // Whenever it is asked, the parts are all; and after the prompt, there is what the pipeline makes of it.
+        soon(pipeline, || {
+            let kv = service.status().kv;
+            assert_eq!(kv.encodings.iter().map(|part| part.ram_bytes).sum::<usize>(), kv.ram_bytes);
+            assert_eq!(kv.encodings.iter().map(|part| part.file_bytes).sum::<usize>(), kv.file_bytes);
+            let mut names: Vec<&str> = kv.encodings.iter().map(|part| &*part.encoding).collect();
+            names.sort_unstable();
+            let in_file = kv.encodings.iter().find(|part| part.encoding == "affine-4-bits");
+            let moved = in_file.is_none_or(|part| part.file_bytes > 0);
+            names == *encodings && moved
+        });
+        drop(reply);
+        soon("it ends", || service.status().running == 0);
+    }
+}
+
+#[test]
+fn a_shared_prefix_is_a_node_with_two_children() {
+    let service = service(ServiceOptions { prefix_sharing: PrefixSharing::PerKey, ..options() });
+    let prompt = |seed: usize| [tokens(1, 128), tokens(seed, 100)].concat();
+    for (owner, seed) in [("ann", 2), ("ann", 3), ("ann", 4), ("ben", 2)] {
+        let request = Request { owner: Some(owner.into()), ..greedy(prompt(seed), 3) };
+        answer(service.submit(request).unwrap());
+    }
+    let mut running = service.submit(Request { owner: Some("ann".into()), ..slow(prompt(3), 500) }).unwrap();
+    while !matches!(running.blocking_next(), Some(Update::Token { .. })) {}
+    let locked =
+        || service.status().prefix_trees.iter().flat_map(|tree| tree.nodes.clone()).any(|n| n.locks > 0);
+    soon("the running request's lock shows", locked);
+    let status = service.status();
+    let [ann, ben] = &status.prefix_trees[..] else { panic!("{:?}", status.prefix_trees) };
+    assert_eq!((ann.owner.as_deref(), ann.shared_by_all, ann.children), (Some("ann"), false, 1));
+    assert_eq!((ben.owner.as_deref(), ben.nodes.len()), (Some("ben"), 1));
+    let shape: Vec<_> =
+        ann.nodes.iter().map(|node| (node.depth, node.tokens, node.prefix_tokens, node.children)).collect();
+    assert_eq!(shape, [(0, 128, 128, 3), (1, 64, 192, 0), (1, 64, 192, 0), (1, 64, 192, 0)]);
+    // The latest comes first, and has its lock and the hit of the request that runs.
+    assert_eq!((ann.nodes[1].locks, ann.nodes[1].hits), (1, 1));
+    let used: Vec<f64> = ann.nodes.iter().map(|node| node.last_used_seconds).collect();
+    assert!(used[0] == used[1] && used[1] > used[2] && used[2] > used[3], "{used:?}");
+    assert!(used[0] <= status.uptime_seconds);
+    let all: usize = status.prefix_trees.iter().flat_map(|tree| &tree.nodes).map(|node| node.bytes).sum();
+    assert_eq!(all, status.prefixes.bytes);
+}
+
+#[test]
 fn a_flood_does_not_starve_others() {
     let service = service(ServiceOptions { max_running: 2, ..options() });
     let of = |owner: &str, seed: usize| Request { owner: Some(owner.into()), ..greedy(tokens(seed, 60), 20) };

@@ -13,6 +13,7 @@ use kvik_kernels::attention::{Codec, PlaneKind, StoredPlane, TILE_TOKENS, TileSh
 use crate::{
     CacheError, KeyRotation, LayerShape, OpenCache, Segment,
     store::{Block, KvStore},
+    tally::Encoding,
 };
 
 /// Tokens whose keys lie side by side in the kernels' layout.
@@ -69,9 +70,10 @@ impl OpenCache<'_> {
         rotation: KeyRotation,
     ) -> Result<(), CacheError> {
         let class = self.store.class_for(codecs[0].block_bytes(PlaneKind::Keys, dim))?;
+        let encoding = self.store.tally.encoding(codecs[0].kind());
         let mut blocks = Vec::with_capacity(rows.len() / (dim * TILE_TOKENS));
         for rows in rows.chunks(dim * TILE_TOKENS) {
-            match self.store.take(class) {
+            match self.store.take(class, encoding) {
                 Ok(block) => {
                     codecs[0].encode(PlaneKind::Keys, dim, 0, rows, self.store.bytes_mut(block));
                     blocks.push(block);
@@ -94,6 +96,7 @@ impl OpenCache<'_> {
 
     /// Adds a segment to the copies of a head.
     pub fn add_copies(&mut self, layer: usize, kv_head: usize, segment: Segment) {
+        segment.count_rows_as(self.store, Encoding::COPIES);
         self.layers[layer].heads[kv_head].copies.push(segment);
     }
 

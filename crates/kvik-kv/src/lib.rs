@@ -42,6 +42,7 @@ mod shared_rows;
 mod sink_window;
 mod spilled;
 mod store;
+mod tally;
 
 pub use kvik_kernels::attention::PlaneKind;
 
@@ -63,3 +64,4 @@ pub use sequence::SequenceCache;
 pub use shape::{KvShape, LayerShape};
 pub use shared_rows::SharedRow;
 pub use store::{CacheError, KvStore, KvStoreError};
+pub use tally::EncodingBytes;

@@ -125,12 +125,14 @@ impl KvStore {
     /// Counts what `sequences` hold, and holds the counts against the store's own.
     ///
     /// # Errors
-    /// A sentence, if one holds a block that the store does not have in use, or has fewer holders of: a defect.
+    /// A sentence, if one holds a block that the store does not have in use, or has fewer holders of, or if the store's bytes by
+    /// encoding are not those of its blocks: a defect.
     pub fn audit<'a>(
         &mut self,
         sequences: impl IntoIterator<Item = &'a SequenceCache>,
     ) -> Result<Held, String> {
         self.take_back();
+        self.check_tally()?;
         let mut counts: HashMap<Block, usize> = HashMap::new();
         for segment in sequences.into_iter().flat_map(SequenceCache::segments) {
             for block in segment.all_planes().flatten().flat_map(Plane::blocks) {

@@ -6,7 +6,7 @@
 
 use crate::{
     CacheError, Magnitudes, OpenCache, RowStatistics, SegmentRow, head::HeadCache, segment::Segment,
-    store::KvStore,
+    store::KvStore, tally::Encoding,
 };
 
 /// A row of two layers, told once.
@@ -106,6 +106,7 @@ fn move_rows(
     magnitudes.values.truncate(shared);
     magnitudes.values.extend(rows.iter().map(|row| row.value_lengths[side]));
     segment.set_magnitudes(magnitudes);
+    segment.count_rows_as(store, Encoding::MERGED_LAYERS);
     // The shared rows, the moved ones behind them, then the rest.
     let moved = rows.iter().map(|shared| shared.rows[side]);
     let stay: Vec<usize> = stay.into_iter().map(|row| row as usize).collect();

@@ -187,8 +187,11 @@ impl KvStore {
         }
         if self.spilled.slot(block).is_none() {
             let slot = file.write(self.bytes(block))?;
+            self.tally.of(entry.encoding).file_bytes += slot.file_bytes() as usize;
             self.spilled.set_slot(block, slot);
         }
+        let bytes = self.block_bytes(block);
+        self.tally.of(entry.encoding).ram_bytes -= bytes;
         match entry.place {
             Place::Pool(id) => self.pools[entry.class.0 as usize].give_back(id),
             Place::Loose(index) => self.spilled.free_loose(index),
@@ -228,6 +231,8 @@ impl KvStore {
         let bytes = self.block_bytes(block);
         let space = self.spilled.space(bytes);
         self.spilled.ram_bytes += bytes;
+        let encoding = self.entry(block).encoding;
+        self.tally.of(encoding).ram_bytes += bytes;
         self.spilled.slot_away(block).to_read(space)
     }
 
@@ -258,6 +263,8 @@ impl KvStore {
         let mut space = self.spilled.space(bytes);
         self.spilled.slot_away(block).read(&mut space)?;
         self.spilled.ram_bytes += bytes;
+        let encoding = self.entry(block).encoding;
+        self.tally.of(encoding).ram_bytes += bytes;
         self.arrive(block, space);
         Ok(())
     }
@@ -279,7 +286,10 @@ impl KvStore {
                 Ok(space) => self.spilled.keep_space(space),
                 Err(error) if wanted => {
                     self.spilled.homes[block.index()].batch = None;
-                    self.spilled.ram_bytes -= self.block_bytes(block);
+                    let bytes = self.block_bytes(block);
+                    self.spilled.ram_bytes -= bytes;
+                    let encoding = self.entry(block).encoding;
+                    self.tally.of(encoding).ram_bytes -= bytes;
                     if block == awaited {
                         result = Err(error.into());
                     }
@@ -313,6 +323,7 @@ impl KvStore {
             }
             self.entry_mut(block).place = Place::Pool(id);
         }
+        self.tally.of(entry.encoding).file_bytes -= self.spilled.file_bytes_of(block);
         self.spilled.forget_slot(block);
         Ok(())
     }

@@ -14,7 +14,11 @@ use std::{
 use kvik_kernels::attention::{PlaneKind, TILE_TOKENS, Turns};
 use kvik_memory::{BlockId, BlockPool, BlockWriter, Owner, PoolExhausted, SpillError};
 
-use crate::{KvShape, LayerShape, Method, SequenceCache, spilled::Spilled};
+use crate::{
+    KvShape, LayerShape, Method, SequenceCache,
+    spilled::Spilled,
+    tally::{Encoding, Tally},
+};
 
 /// Why a store cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +89,7 @@ pub(crate) struct SizeClass(pub(crate) u16);
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) class: SizeClass,
+    pub(crate) encoding: Encoding,
     holders: u32,
     pub(crate) place: Place,
 }
@@ -115,6 +120,7 @@ pub struct KvStore {
     shape: KvShape,
     pub(crate) pools: Vec<BlockPool>,
     pub(crate) spilled: Spilled,
+    pub(crate) tally: Tally,
     /// By handle; a handle that is not in use stands in `free`.
     table: Vec<Option<Entry>>,
     free: Vec<Block>,
@@ -167,6 +173,7 @@ impl KvStore {
             shape,
             pools,
             spilled: Spilled::default(),
+            tally: Tally::default(),
             // Twice as many handles as planes: what is rewritten stands beside its new form for a moment.
             table: Vec::with_capacity(most_planes.saturating_mul(2).min(1 << 24)),
             free: Vec::with_capacity(most_planes.saturating_mul(2).min(1 << 24)),
@@ -210,8 +217,9 @@ impl KvStore {
     /// Bytes of RAM that blocks in use take.
     pub fn used_bytes(&self) -> usize {
         let pools: usize = self.pools.iter().map(|pool| pool.used_bytes()).sum();
-        let in_ram = |block| if self.takes_ram(block) { self.block_bytes(block) } else { 0 };
-        pools + self.spilled.ram_bytes() - self.left_behind(in_ram)
+        let mut left = 0;
+        self.for_each_left_behind(|block| left += self.ram_and_file_bytes(block).0);
+        pools + self.spilled.ram_bytes() - left
     }
 
     /// Blocks in use: handles that a sequence holds.
@@ -222,18 +230,25 @@ impl KvStore {
 
     /// Bytes of files that blocks in use take, those that are in RAM as well included.
     pub fn file_bytes(&self) -> usize {
-        self.spilled.file_bytes() - self.left_behind(|block| self.spilled.file_bytes_of(block))
+        let mut left = 0;
+        self.for_each_left_behind(|block| left += self.ram_and_file_bytes(block).1);
+        self.spilled.file_bytes() - left
     }
 
-    /// The sum over the blocks of the return list that are free, because every holder has left.
-    fn left_behind(&self, bytes: impl Fn(Block) -> usize) -> usize {
+    /// Looks at the blocks of the return list that are free, because every holder has left.
+    pub(crate) fn for_each_left_behind(&self, look: impl FnMut(Block)) {
         let mut leaving: Vec<Block> = self.returned.lock().clone();
         leaving.sort_unstable_by_key(|block| block.0);
         leaving
             .chunk_by(|a, b| a == b)
             .filter(|holders| self.entry(holders[0]).holders as usize == holders.len())
-            .map(|holders| bytes(holders[0]))
-            .sum()
+            .map(|holders| holders[0])
+            .for_each(look);
+    }
+
+    /// The blocks that somebody holds, or held until a moment ago.
+    pub(crate) fn blocks_in_use(&self) -> impl Iterator<Item = Block> + '_ {
+        (0..).map(Block).zip(&self.table).filter_map(|(block, entry)| entry.as_ref().map(|_| block))
     }
 
     /// Takes back the blocks that dropped sequences left, so that counting is quick again. It happens by itself when the next block
@@ -286,13 +301,14 @@ impl KvStore {
         Ok(SizeClass(class as u16))
     }
 
-    /// Takes a block of zeros, with one holder.
-    pub(crate) fn take(&mut self, class: SizeClass) -> Result<Block, PoolExhausted> {
+    /// Takes a block of zeros, with one holder, for bytes in `encoding`.
+    pub(crate) fn take(&mut self, class: SizeClass, encoding: Encoding) -> Result<Block, PoolExhausted> {
         self.take_back();
         let pool = &mut self.pools[class.0 as usize];
         let place = pool.take()?;
         pool.block_mut(place).fill(0);
-        let entry = Some(Entry { class, holders: 1, place: Place::Pool(place) });
+        self.tally.of(encoding).ram_bytes += pool.block_bytes();
+        let entry = Some(Entry { class, encoding, holders: 1, place: Place::Pool(place) });
         if let Some(block) = self.free.pop() {
             self.table[block.0 as usize] = entry;
             return Ok(block);
@@ -312,7 +328,11 @@ impl KvStore {
         let entry = self.entry_mut(block);
         entry.holders -= 1;
         if entry.holders == 0 {
-            let Entry { class, place, .. } = *entry;
+            let Entry { class, encoding, place, .. } = *entry;
+            let (ram_bytes, file_bytes) = self.ram_and_file_bytes(block);
+            let sum = self.tally.of(encoding);
+            sum.ram_bytes -= ram_bytes;
+            sum.file_bytes -= file_bytes;
             let pool = &mut self.pools[class.0 as usize];
             self.spilled.release(block, place, pool.block_bytes());
             if let Place::Pool(id) = place {
@@ -328,13 +348,13 @@ impl KvStore {
     /// # Errors
     /// [`CacheError::Full`] if there is no room, [`CacheError::Spill`] if it lies in a file and cannot be read.
     pub(crate) fn owned(&mut self, block: Block) -> Result<Block, CacheError> {
-        let Entry { class, holders, .. } = *self.entry(block);
+        let Entry { class, encoding, holders, .. } = *self.entry(block);
         if holders == 1 {
             self.settle(block)?;
             return Ok(block);
         }
         self.bring(block)?;
-        let copy = self.take(class)?;
+        let copy = self.take(class, encoding)?;
         let pool = &mut self.pools[class.0 as usize];
         match (
             self.table[block.0 as usize].map(|entry| entry.place),

@@ -112,3 +112,17 @@ fn rows_are_coded_when_and_as_the_papers_model_says() {
         assert!(open * 10 < all, "{open} of {all} say nothing");
     }
 }
+
+#[test]
+fn coded_rows_count_as_codes_and_the_rest_as_they_came() {
+    let setting = Setting { heads: 2, kv_heads: 2, dim: 32, scale: 0.3, frequencies: Vec::new() };
+    let mut run = Run::unwatched(&setting, false, 0, "kivi(bits=2,group=32,residual=64)");
+    run.step(64 * 4, Phase::Prefill);
+    run.end_of_prompt();
+    let parts = run.store.bytes_by_encoding();
+    let (plane, codes) = (64 * 32 * 2, 64 * 32 / 4 + 64 * 32 / 32 * 4);
+    // Of two heads and four tiles, all keys are coded, for whole residuals of them are, and values but the last 64.
+    let bytes: Vec<_> = parts.iter().map(|part| (&*part.encoding, part.ram_bytes, part.file_bytes)).collect();
+    assert_eq!(bytes, [("bf16", 2 * plane, 0), ("affine-2-bits", 2 * (4 + 3) * codes, 0)]);
+    assert_eq!(run.store.used_bytes(), 2 * plane + 2 * (4 + 3) * codes);
+}

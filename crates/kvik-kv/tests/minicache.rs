@@ -1,6 +1,6 @@
 //! MiniCache against a numpy model of the paper, and what it does to memory.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use kvik_kernels::{Phase, ThreadPool, attention::PlaneKind};
 use kvik_kv::{CacheError, KvShape, KvStore, LayerShape, Method, OpenCache, Pipeline, SequenceCache};
@@ -128,15 +128,24 @@ fn two_layers_take_the_blocks_of_one_and_give_them_back() {
         }
         read(&golden, store, &mut sequence, Phase::Decode);
         let blocks = store.used_bytes();
+        let by_encoding = store.bytes_by_encoding();
+        assert_eq!(by_encoding.iter().map(|part| part.ram_bytes).sum::<usize>(), blocks);
         let copy = sequence.fork(store);
+        store.audit([&sequence, &copy]).unwrap();
         drop(sequence);
         drop(copy);
-        blocks
+        assert_eq!(store.bytes_by_encoding(), [], "what was left behind counts for nothing");
+        let by_encoding = by_encoding.into_iter().map(|part| (part.encoding.into_owned(), part.ram_bytes));
+        (blocks, by_encoding.collect::<BTreeMap<_, _>>())
     };
-    let full = bytes(&mut store, "full");
-    let merged = bytes(&mut store, "minicache(start=0,retain=0,every=1)");
+    let (full, by_encoding) = bytes(&mut store, "full");
+    assert_eq!(by_encoding, BTreeMap::from([("bf16".to_owned(), full)]));
+    let (merged, by_encoding) = bytes(&mut store, "minicache(start=0,retain=0,every=1)");
     assert_eq!(merged * 2, full);
-    let both = bytes(&mut store, "minicache(start=0,retain=0,every=1)+kivi(bits=4,group=16,residual=16)");
+    assert_eq!(by_encoding, BTreeMap::from([("merged-layers".to_owned(), merged)]));
+    let (both, by_encoding) =
+        bytes(&mut store, "minicache(start=0,retain=0,every=1)+kivi(bits=4,group=16,residual=16)");
+    assert_eq!(by_encoding.keys().collect::<Vec<_>>(), ["affine-4-bits", "merged-layers"]);
     // Heads are so small here that codes take half a tile, minima and maxima a quarter.
     assert!(both * 4 < merged * 3, "{both} of {merged} bytes");
     assert_eq!(store.used_bytes(), 0);

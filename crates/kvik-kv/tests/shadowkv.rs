@@ -407,6 +407,14 @@ fn values_in_a_file_and_blocks_behind_tier_give_the_same_bits() {
         let values = 2 * 3 * KV_HEADS * 32 * 896;
         let file = cache.file_bytes(&model.store);
         assert_eq!(file >= values, pipeline != "shadowkv(A)", "{pipeline}: {file} bytes in the file");
+        model.store.audit([&cache]).unwrap();
+        let parts = model.store.bytes_by_encoding();
+        assert_eq!(parts.iter().map(|part| part.ram_bytes).sum::<usize>(), model.store.used_bytes());
+        assert_eq!(parts.iter().map(|part| part.file_bytes).sum::<usize>(), model.store.file_bytes());
+        let names: Vec<&str> = parts.iter().map(|part| &*part.encoding).collect();
+        assert_eq!(names, ["bf16", "bf16-copies", "low-rank"], "{pipeline}");
+        // Outliers and slots are read by every query: they stay in RAM.
+        assert!(parts[1].ram_bytes > 0 && parts[0].file_bytes == file - parts[2].file_bytes, "{parts:?}");
         outs.push(out);
     }
     for (out, pipeline) in outs.iter().zip(pipelines) {

@@ -385,9 +385,14 @@ proptest! {
                 for _ in 0..6 {
                     bits.push(model.step(&mut cache, 1, Phase::Decode).unwrap());
                     bits.push(model.step(&mut fork, 3, Phase::Decode).unwrap());
+                    model.store.audit([&cache, &fork]).unwrap();
+                    add_up(&model.store);
                 }
+                drop(cache);
+                add_up(&model.store);
             }
             assert_eq!((model.store.used_bytes(), model.store.file_bytes()), (0, 0));
+            assert_eq!(model.store.bytes_by_encoding(), []);
             let seen: Vec<u32> = seen.lock().unwrap().iter().map(|number| number.to_bits()).collect();
             (bits, seen)
         };
@@ -398,6 +403,13 @@ proptest! {
         prop_assert!(got_seen == want_seen);
         prop_assert_eq!(file.used_bytes(), 0);
     }
+}
+
+/// Bytes by encoding are those of all blocks, in RAM and in files, whoever has left meanwhile.
+fn add_up(store: &KvStore) {
+    let parts = store.bytes_by_encoding();
+    assert_eq!(parts.iter().map(|part| part.ram_bytes).sum::<usize>(), store.used_bytes());
+    assert_eq!(parts.iter().map(|part| part.file_bytes).sum::<usize>(), store.file_bytes());
 }
 
 /// Notes the most RAM that the sequence takes, before each layer's queries choose and after each step.

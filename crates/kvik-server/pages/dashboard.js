@@ -3,6 +3,7 @@
 import { getJson, key } from "./api.js";
 import { shares, table, timeChart } from "./charts.js";
 import { $, bytes, count, duration, make } from "./dom.js";
+import { prefixTrees } from "./prefixes.js";
 
 const MOST = 120; // Seconds that charts reach back.
 const VISIBLE_MS = 1000, HIDDEN_MS = 15000, FAILED_MS = 5000;
@@ -90,8 +91,10 @@ function show(report, service) {
     times.map(([name, one]) => [name, ...["p50", "p90", "p99", "max"].map(rank => at(one, rank))])));
 
   memory(kv, prefixes);
+  encodings(kv);
   pipelines(kv.pipelines ?? [], report);
-  prefixTree(prefixes, report);
+  prefixTrees($("tree"), service);
+  prefixSums(prefixes, report);
   $("totals").replaceChildren(table([["", false], ["", true]], [
     ["Requests accepted", totals.requests], ["Finished", totals.finished], ["Failed", totals.failed],
     ["Cancelled by the client", totals.cancelled], ["Over their deadline", totals.overdue],
@@ -132,6 +135,20 @@ function memory(kv, prefixes) {
   ].filter(Boolean).join(" ")));
 }
 
+/** RAM as a bar of encodings, and all places as a table. */
+function encodings(kv) {
+  const all = kv.encodings ?? [];
+  if (!all.length) {
+    $("encodings").replaceChildren(make("p", { class: "note" }, "Nothing is cached."));
+    return;
+  }
+  const parts = all.map(one => ({ name: one.encoding, value: one.ram_bytes, shown: bytes(one.ram_bytes) }));
+  $("encodings").replaceChildren(shares(parts, kv.ram_bytes), make("div", { class: "scroll" }, table(
+    [["Encoding", false], ["RAM", true], ["Files", true]],
+    [...all, { encoding: "all", ram_bytes: kv.ram_bytes, file_bytes: kv.file_bytes }]
+      .map(one => [one.encoding, bytes(one.ram_bytes), bytes(one.file_bytes)]))));
+}
+
 function pipelines(all, report) {
   if (!all.length) {
     $("pipelines").replaceChildren(make("p", { class: "note" }, `Nothing is being computed. Requests that name no pipeline use ${report.pipeline || "full"}.`));
@@ -146,7 +163,7 @@ function pipelines(all, report) {
     all.map(one => [one.pipeline || "full", count(one.sequences), count(one.tokens), bytes(one.ram_bytes), bytes(one.file_bytes), ratio(one)])));
 }
 
-function prefixTree(prefixes, report) {
+function prefixSums(prefixes, report) {
   const rows = [
     ["Requests with a prefix", prefixes.requests === undefined ? undefined : `${count(prefixes.hits)} of ${count(prefixes.requests)}`],
     ["Prompt tokens taken from it", prefixes.prompt_tokens === undefined ? undefined : `${count(prefixes.hit_tokens)} of ${count(prefixes.prompt_tokens)}`],

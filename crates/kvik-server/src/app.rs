@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::{
-    body::{self, BodyBudget, BodyLimits},
+    body::{self, BodyBudget, BodyLimits, BodyMemory},
     config::Config,
     error::ApiError,
     keys::Keys,
@@ -35,7 +35,9 @@ pub struct App {
     pub keys: Keys,
     /// What is counted.
     pub metrics: Metrics,
-    bodies: BodyBudget,
+    bodies: Arc<BodyBudget>,
+    /// Places of requests that are being prepared or wait for it, and of those the ones that are.
+    to_prepare: Arc<Semaphore>,
     preparing: Arc<Semaphore>,
     constraints: OnceLock<Result<ConstraintCompiler, ConstraintError>>,
     draining: AtomicBool,
@@ -57,7 +59,10 @@ impl App {
         Self {
             keys: Keys::new(config.keys.clone(), config.limits),
             metrics: Metrics::default(),
-            bodies: BodyBudget::new(config.max_bodies_bytes),
+            bodies: Arc::new(BodyBudget::new(config.max_bodies_bytes)),
+            to_prepare: Arc::new(Semaphore::new(
+                config.max_waiting.saturating_add(PREPARING).min(Semaphore::MAX_PERMITS),
+            )),
             preparing: Arc::new(Semaphore::new(PREPARING)),
             constraints: OnceLock::new(),
             draining: AtomicBool::new(false),
@@ -146,7 +151,7 @@ impl App {
         }
     }
 
-    /// Reads a request's body and gives it to `parse`.
+    /// Reads a request's body and gives it to `parse`; its memory is for [`Self::prepare`].
     ///
     /// # Errors
     /// As [`body::read`].
@@ -155,7 +160,7 @@ impl App {
         headers: &HeaderMap,
         body: Body,
         parse: impl FnOnce(&[u8]) -> Result<T, ApiError>,
-    ) -> Result<T, ApiError> {
+    ) -> Result<(T, BodyMemory), ApiError> {
         let limits = BodyLimits { bytes: self.config.max_body_bytes, time: self.config.body_timeout };
         body::read(headers, body, limits, &self.bodies, parse).await
     }
@@ -165,21 +170,27 @@ impl App {
         self.bodies.used_bytes()
     }
 
-    /// Does work that takes the processor for a while where it stops nobody else, a few at a time.
+    /// Does work that takes the processor for a while where it stops nobody else, a few at a time. The `memory` of the request's body
+    /// is given back when it is done.
     ///
     /// # Errors
-    /// What `work` says; 500 if it fails.
+    /// What `work` says; 429 if too many wait for it; 500 if it fails.
     pub async fn prepare<T: Send + 'static>(
         self: &Arc<Self>,
+        memory: BodyMemory,
         work: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let failed =
             || ApiError::internal("the request could not be prepared: this is a fault of the server");
-        // The work holds it, for it goes on when nobody waits for it any more.
+        let place = Arc::clone(&self.to_prepare).try_acquire_owned().map_err(|_| {
+            let message = "as many requests as may wait are waiting to be read: try again in a moment";
+            ApiError::overloaded(message, Duration::from_secs(1))
+        })?;
+        // The work holds all of it, for it goes on when nobody waits for it any more.
         let permit = Arc::clone(&self.preparing).acquire_owned().await.map_err(|_| failed())?;
         let app = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _held = (permit, place, memory);
             work(&app)
         })
         .await;

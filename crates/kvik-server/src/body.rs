@@ -1,10 +1,14 @@
 //! Bodies of requests: read within limits, then taken apart.
 //!
-//! A body may take so many bytes and so much time, and all bodies that are being read together may take so many bytes
-//! of memory; who comes when they are taken is told to come back. What is wrong with a field is said with its name.
+//! A body may take so many bytes and so much time, and all bodies together may take so many bytes of memory, until their requests
+//! are prepared: what is taken apart is no smaller than what was read. Who comes when they are taken is told to come back. What is
+//! wrong with a field is said with its name.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,10 +31,10 @@ pub struct BodyBudget {
     used: AtomicUsize,
 }
 
-/// Memory that one body takes; dropping it gives it back.
+/// Memory that one body, and what it was taken apart into, takes; dropping it gives it back.
 #[derive(Debug)]
-struct Reservation<'a> {
-    budget: &'a BodyBudget,
+pub struct BodyMemory {
+    budget: Arc<BodyBudget>,
     bytes: usize,
 }
 
@@ -46,7 +50,7 @@ impl BodyBudget {
     }
 }
 
-impl Reservation<'_> {
+impl BodyMemory {
     fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
         let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;
@@ -59,7 +63,7 @@ impl Reservation<'_> {
     }
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for BodyMemory {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -74,7 +78,7 @@ pub struct BodyLimits {
     pub time: Duration,
 }
 
-/// Reads a body and gives it to `parse` while its memory counts as taken.
+/// Reads a body and gives it to `parse`. Its memory counts as taken until what is returned with the value is dropped.
 ///
 /// # Errors
 /// 413, 408 and 429 for the three limits, 400 if the connection breaks off, and what `parse` says.
@@ -82,9 +86,9 @@ pub async fn read<T>(
     headers: &HeaderMap,
     mut body: Body,
     limits: BodyLimits,
-    budget: &BodyBudget,
+    budget: &Arc<BodyBudget>,
     parse: impl FnOnce(&[u8]) -> Result<T, ApiError>,
-) -> Result<T, ApiError> {
+) -> Result<(T, BodyMemory), ApiError> {
     let too_large = || {
         let limit = limits.bytes;
         ApiError::too_large(format!(
@@ -96,7 +100,7 @@ pub async fn read<T>(
     if announced.is_some_and(|length| length > limits.bytes as u64) {
         return Err(too_large());
     }
-    let mut reservation = Reservation { budget, bytes: 0 };
+    let mut memory = BodyMemory { budget: Arc::clone(budget), bytes: 0 };
     let mut bytes = Vec::new();
     let all = async {
         while let Some(frame) = body.frame().await {
@@ -106,7 +110,7 @@ pub async fn read<T>(
             if bytes.len() + data.len() > limits.bytes {
                 return Err(too_large());
             }
-            reservation.grow(data.len())?;
+            memory.grow(data.len())?;
             bytes.extend_from_slice(&data);
         }
         Ok(())
@@ -115,7 +119,7 @@ pub async fn read<T>(
         let seconds = limits.time.as_secs();
         Err(ApiError::too_slow(format!("the request's body did not arrive within {seconds} seconds")))
     })?;
-    parse(&bytes)
+    Ok((parse(&bytes)?, memory))
 }
 
 /// The value that a JSON text writes.
@@ -214,17 +218,22 @@ mod tests {
 
     #[tokio::test]
     async fn memory_of_bodies_is_bounded_and_given_back() {
-        let budget = BodyBudget::new(10);
+        let budget = Arc::new(BodyBudget::new(10));
         let limits = BodyLimits { bytes: 8, time: Duration::from_secs(5) };
         let read = async |text: &'static str| {
             let seen = |bytes: &[u8]| Ok((bytes.len(), budget.used_bytes()));
             super::read(&HeaderMap::new(), Body::from(text), limits, &budget, seen).await
         };
-        assert_eq!(read("12345678").await, Ok((8, 8)));
+        let (seen, memory) = read("12345678").await.unwrap();
+        assert_eq!(seen, (8, 8));
+        // It is held for as long as the request needs what was read.
+        assert_eq!(read("123").await.unwrap_err().status.as_u16(), 429);
+        assert_eq!(budget.used_bytes(), 8);
+        drop(memory);
         assert_eq!(budget.used_bytes(), 0);
         assert_eq!(read("123456789").await.unwrap_err().status.as_u16(), 413);
         let _other = {
-            let mut other = Reservation { budget: &budget, bytes: 0 };
+            let mut other = BodyMemory { budget: Arc::clone(&budget), bytes: 0 };
             other.grow(5).unwrap();
             other
         };

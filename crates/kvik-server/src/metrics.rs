@@ -1,10 +1,13 @@
 //! Figures for Prometheus: what was asked, how long it took, what the service holds.
 //!
 //! Counters and histograms are filled as requests pass; what the service holds right now is looked up when the page is
-//! read. Labels come from small fixed sets (routes, status codes, names of figures), so that nobody outside can make more of
+//! read. Labels come from small fixed sets (routes, status codes, encodings, names of figures), so that nobody outside can make more of
 //! them.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -22,6 +25,13 @@ use prometheus_client::{
 struct RouteLabels {
     route: String,
     status: u16,
+}
+
+/// Where keys and values lie, and as what.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KvLabels {
+    place: &'static str,
+    encoding: String,
 }
 
 /// A figure of the service by its name.
@@ -43,7 +53,10 @@ pub struct Metrics {
     panics: Counter,
     connections: Gauge,
     body_bytes: Gauge,
+    kv_bytes: Family<KvLabels, Gauge>,
     service: Family<FigureLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    /// Held while the page is made: what the service holds is looked up for it.
+    page: Mutex<()>,
 }
 
 impl Default for Metrics {
@@ -55,7 +68,9 @@ impl Default for Metrics {
         let arrival = "Time from a request's arrival to the end of its answer";
         let first = "Time from a request's arrival to its first token";
         let cached = "Tokens of prompts whose keys and values were there already";
-        let bodies = "Memory that bodies of requests take while they are read";
+        let bodies = "Memory that bodies of requests take until they are prepared";
+        let kv =
+            "Memory of keys and values by place and encoding; what is in a file and in RAM counts in both";
         let figures = "What the service holds and has done: the figures of /v1/kv by their names";
         Self {
             requests: registered(all, "http_requests", "Requests by route and status", Family::default()),
@@ -78,7 +93,9 @@ impl Default for Metrics {
             ),
             connections: registered(all, "connections", "Connections that are open", Gauge::default()),
             body_bytes: registered(all, "body_bytes", bodies, Gauge::default()),
+            kv_bytes: registered(all, "kv_bytes", kv, Family::default()),
             service: registered(all, "service", figures, Family::default()),
+            page: Mutex::default(),
             registry,
         }
     }
@@ -127,6 +144,11 @@ impl Metrics {
         self.panics.inc();
     }
 
+    /// What counts such faults, for what goes on without the application.
+    pub fn panics(&self) -> Counter {
+        self.panics.clone()
+    }
+
     /// A connection was opened.
     pub fn connected(&self) {
         self.connections.inc();
@@ -147,10 +169,25 @@ impl Metrics {
     /// # Errors
     /// The text cannot be written.
     pub fn page(&self, status: &serde_json::Value) -> Result<String, std::fmt::Error> {
+        let _one_at_a_time = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         self.figures(&mut String::new(), status);
+        self.kv_by_encoding(&status["kv"]["encodings"]);
         let mut page = String::new();
         encode(&mut page, &self.registry)?;
         Ok(page)
+    }
+
+    /// What is not there any more is not shown any more.
+    fn kv_by_encoding(&self, encodings: &serde_json::Value) {
+        self.kv_bytes.clear();
+        for part in encodings.as_array().into_iter().flatten() {
+            let encoding = part["encoding"].as_str().unwrap_or_default();
+            for (place, field) in [("ram", "ram_bytes"), ("file", "file_bytes")] {
+                let labels = KvLabels { place, encoding: encoding.to_owned() };
+                let bytes = part[field].as_i64().unwrap_or_default();
+                self.kv_bytes.get_or_create(&labels).set(bytes);
+            }
+        }
     }
 
     fn figures(&self, name: &mut String, value: &serde_json::Value) {
@@ -179,6 +216,23 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_by_encoding_is_that_of_now() {
+        let metrics = Metrics::default();
+        let page = |encodings| metrics.page(&serde_json::json!({"kv": {"encodings": encodings}})).unwrap();
+        let part = |encoding: &str, ram: u64| serde_json::json!({"encoding": encoding, "ram_bytes": ram, "file_bytes": 5});
+        let both = page(serde_json::json!([part("bf16", 7), part("affine-2-bits", 3)]));
+        for line in [
+            "# TYPE kvik_kv_bytes gauge",
+            "kvik_kv_bytes{place=\"ram\",encoding=\"bf16\"} 7",
+            "kvik_kv_bytes{place=\"file\",encoding=\"affine-2-bits\"} 5",
+        ] {
+            assert!(both.lines().any(|one| one == line), "{line} is not in\n{both}");
+        }
+        let one = page(serde_json::json!([part("bf16", 8)]));
+        assert!(one.contains("{place=\"ram\",encoding=\"bf16\"} 8") && !one.contains("affine"), "{one}");
+    }
 
     #[test]
     fn the_page_has_what_was_counted() {

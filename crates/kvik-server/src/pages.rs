@@ -28,7 +28,7 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 
 /// Path, content type, text. Pages begin with one head and go on with their titles.
-const FILES: [(&str, &str, &str); 13] = [
+const FILES: [(&str, &str, &str); 14] = [
     ("/", HTML, concat!(include_str!("../pages/head.html"), include_str!("../pages/chat.html"))),
     (
         "/dashboard",
@@ -45,6 +45,7 @@ const FILES: [(&str, &str, &str); 13] = [
     ("/pages/conversations.js", SCRIPT, include_str!("../pages/conversations.js")),
     ("/pages/chat.js", SCRIPT, include_str!("../pages/chat.js")),
     ("/pages/charts.js", SCRIPT, include_str!("../pages/charts.js")),
+    ("/pages/prefixes.js", SCRIPT, include_str!("../pages/prefixes.js")),
     ("/pages/dashboard.js", SCRIPT, include_str!("../pages/dashboard.js")),
 ];
 

@@ -12,6 +12,7 @@ use axum::{
     response::Response,
 };
 use futures_util::{FutureExt, stream};
+use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
 use crate::error::ApiError;
@@ -59,16 +60,17 @@ pub trait EventSource: Send + 'static {
     fn next(&mut self, events: &mut Events) -> impl Future<Output = bool> + Send;
 }
 
-/// The answer that carries the events of `source`.
-pub fn response(source: impl EventSource) -> Response {
-    let stream = stream::unfold(Some(source), |source| async {
-        let mut source = source?;
+/// The answer that carries the events of `source`. Its faults are counted by `panics`.
+pub fn response(source: impl EventSource, panics: Counter) -> Response {
+    let stream = stream::unfold(Some((source, panics)), |state| async {
+        let (mut source, panics) = state?;
         let mut events = Events::default();
         // A fault here would end the connection without a word.
         let next = AssertUnwindSafe(source.next(&mut events)).catch_unwind();
         let more = match tokio::time::timeout(QUIET, next).await {
             Ok(Ok(more)) => more,
             Ok(Err(_)) => {
+                panics.inc();
                 tracing::error!("a stream failed by a fault of the server");
                 events.data(&ApiError::internal("the answer broke off by a fault of the server").body());
                 false
@@ -78,7 +80,7 @@ pub fn response(source: impl EventSource) -> Response {
                 true
             }
         };
-        Some((Ok::<_, Infallible>(Bytes::from(events.text)), more.then_some(source)))
+        Some((Ok::<_, Infallible>(Bytes::from(events.text)), more.then_some((source, panics))))
     });
     let mut response = Response::new(Body::from_stream(stream));
     let headers = response.headers_mut();
@@ -87,4 +89,31 @@ pub fn response(source: impl EventSource) -> Response {
     // Proxies that would collect the answer before they pass it on let it through.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::to_bytes;
+
+    /// Says one thing, then fails.
+    struct Broken(bool);
+
+    impl EventSource for Broken {
+        async fn next(&mut self, events: &mut Events) -> bool {
+            assert!(!std::mem::replace(&mut self.0, true), "broken");
+            events.data(&"said");
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fault_ends_the_stream_with_a_word_and_is_counted() {
+        let panics = Counter::default();
+        let answer = response(Broken(false), panics.clone());
+        let text = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        assert!(text.starts_with("data: \"said\"\n\n") && text.contains("internal_error"), "{text}");
+        assert_eq!(panics.get(), 1);
+    }
 }

@@ -4,12 +4,16 @@ mod support;
 
 use std::{
     io::{Read, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use support::{Client, read_answer, start};
+use support::{Client, Random, read_answer, start};
 
 const ROUTES: [&str; 6] = [
     "/v1/chat/completions",
@@ -19,20 +23,6 @@ const ROUTES: [&str; 6] = [
     "/tokenize",
     "/detokenize",
 ];
-
-/// Numbers that look random and are always the same.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) as usize) % end
-    }
-
-    fn one_of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-}
 
 /// A value of any type.
 fn value(random: &mut Random, depth: usize) -> Value {
@@ -92,6 +82,12 @@ const FIELDS: [&str; 32] = [
 fn nearly_fine(random: &mut Random) -> Value {
     let mut request = json!({"messages": [{"role": "user", "content": "a"}], "prompt": "a", "input": "a", "content": "a",
                              "tokens": [1, 2], "max_tokens": 2, "max_output_tokens": 2});
+    if random.below(3) == 0 {
+        request["stream"] = json!(true);
+        if random.below(2) == 0 {
+            return request;
+        }
+    }
     for _ in 0..1 + random.below(3) {
         let field = *random.one_of(&FIELDS);
         request[field] = value(random, 3);
@@ -107,7 +103,7 @@ fn nearly_fine(random: &mut Random) -> Value {
 }
 
 /// Sends one hostile request; it must be answered with a sentence, or with an answer if it happens to be fine.
-fn attack(client: &Client, random: &mut Random) {
+fn attack(client: &Client, random: &mut Random, streams: &AtomicUsize) {
     let path = *random.one_of(&ROUTES);
     let body: Vec<u8> = match random.below(8) {
         0 => (0..random.below(200)).map(|_| random.below(256) as u8).collect(),
@@ -136,6 +132,14 @@ fn attack(client: &Client, random: &mut Random) {
     );
     if answer.status != 200 {
         answer.error(answer.status);
+    } else if answer.header("content-type").is_some_and(|kind| kind.starts_with("text/event-stream")) {
+        streams.fetch_add(1, Ordering::Relaxed);
+        let text = answer.text();
+        // Once it has begun, a stream says itself how it ends.
+        let ended = text.ends_with("data: [DONE]\n\n")
+            || text.contains("event: response.completed")
+            || text.contains("event: response.incomplete");
+        assert!(ended && !text.contains("internal_error"), "{text}");
     }
 }
 
@@ -161,12 +165,13 @@ fn is_empty(client: &Client) {
 #[test]
 fn thousands_of_hostile_requests_change_nothing() {
     let server = start("max-body = \"256KiB\"");
+    let streams = Arc::new(AtomicUsize::new(0));
     let volley = |seed: u64, requests: usize| {
         let threads: Vec<_> = (0..2)
             .map(|thread| {
-                let client = server.client();
+                let (client, streams) = (server.client(), Arc::clone(&streams));
                 let mut random = Random(seed * 31 + thread);
-                thread::spawn(move || (0..requests / 2).for_each(|_| attack(&client, &mut random)))
+                thread::spawn(move || (0..requests / 2).for_each(|_| attack(&client, &mut random, &streams)))
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -177,6 +182,8 @@ fn thousands_of_hostile_requests_change_nothing() {
     volley(2, 8000);
     let after = resident_bytes();
     assert!(after < before + (48 << 20), "{} MiB grew to {} MiB", before >> 20, after >> 20);
+    let streams = streams.load(Ordering::Relaxed);
+    assert!(streams > 200, "{streams} streams");
     is_well(&server.client());
     is_empty(&server.client());
 }

@@ -102,6 +102,35 @@ fn a_request_during_the_shutdown_is_told_to_come_back() {
 }
 
 #[test]
+fn connections_that_were_not_accepted_yet_are_told_to_come_back() {
+    let mut server = start("grace-seconds = 60\nmax-connections = 2");
+    let client = server.client();
+    // Two requests that do not come to their end have all the places.
+    let half = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 14\r\n\r\n{\"prompt\":";
+    let mut accepted: Vec<TcpStream> = (0..2)
+        .map(|_| {
+            let mut stream = client.connect();
+            stream.write_all(half).unwrap();
+            stream
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(300));
+    // More than a runtime takes from a listener at a time.
+    let mut waiting: Vec<TcpStream> =
+        (0..300).map(|_| client.open("POST", "/v1/completions", b"{\"prompt\":\"a\"}")).collect();
+    server.begin_shutdown();
+    for stream in waiting.iter_mut() {
+        let answer = read_answer(stream).expect("an answer before the end");
+        assert_eq!(answer.error(503)["code"], "shutting_down");
+    }
+    for stream in &mut accepted {
+        stream.write_all(b"\"a\"}").unwrap();
+        assert_eq!(read_answer(stream).unwrap().status, 503);
+    }
+    assert!(server.wait());
+}
+
+#[test]
 fn the_time_of_grace_is_not_exceeded() {
     let mut server = start("grace-seconds = 1");
     let client = server.client();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use kvik_engine::ServiceOptions;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Client, MODEL, read_answer, start, start_with};
 
 /// Something small to ask.
@@ -160,6 +160,56 @@ fn a_body_is_read_within_its_limits() {
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
+/// A request whose text takes a while to be cut into tokens.
+fn large(bytes: usize) -> Vec<u8> {
+    json!({"content": "a b".repeat(bytes / 3)}).to_string().into_bytes()
+}
+
+/// Waits until bodies of so many bytes lie in the server's memory.
+fn wait_for_bodies(client: &Client, bytes: usize) {
+    let line = format!("kvik_body_bytes {bytes}");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !client.get("/metrics").text().lines().any(|one| one == line) {
+        assert!(Instant::now() < deadline, "never {line}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_body_takes_its_memory_until_it_is_prepared() {
+    let server = start("max-bodies = \"1280KiB\"");
+    let client = server.client();
+    let body = large(1 << 20);
+    let (asking, length) = (client.clone(), body.len());
+    let first = thread::spawn(move || asking.send("POST", "/tokenize", &body));
+    // It has arrived, and is being cut.
+    wait_for_bodies(&client, length);
+    let refused = client.send("POST", "/tokenize", &large(1 << 19));
+    assert_eq!(refused.error(429)["code"], "server_overloaded");
+    assert_eq!(first.join().unwrap().status, 200);
+    wait_for_bodies(&client, 0);
+    assert_eq!(client.send("POST", "/tokenize", &large(1 << 19)).status, 200);
+}
+
+#[test]
+fn no_more_wait_to_be_prepared_than_may() {
+    let server = start("max-waiting = 1");
+    let client = server.client();
+    let body = large(1 << 19);
+    let threads: Vec<_> = (0..5)
+        .map(|_| {
+            let (client, body) = (client.clone(), body.clone());
+            thread::spawn(move || client.send("POST", "/tokenize", &body).status)
+        })
+        .collect();
+    // Four are cut, one waits.
+    wait_for_bodies(&client, 5 * body.len());
+    let refused = client.post("/tokenize", &json!({"content": "a"}));
+    assert_eq!(refused.error(429)["code"], "server_overloaded");
+    threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), 200));
+    client.post("/tokenize", &json!({"content": "a"})).ok();
+}
+
 #[test]
 fn a_head_that_does_not_end_is_not_waited_for() {
     let server = start("header-seconds = 1");
@@ -254,4 +304,20 @@ fn keys_do_not_see_each_others_prefixes() {
     assert_eq!(cached("one"), 0);
     assert!(cached("one") >= 256, "a key's own prefix is used");
     assert_eq!(cached("two"), 0, "how fast an answer begins tells what another key has asked");
+    // Nor does the tree of one key show to another.
+    let client = server.client().with("authorization", "Bearer two");
+    let trees = || client.get("/v1/kv").ok()["service"]["prefix_trees"].take();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while trees() == json!([]) {
+        assert!(Instant::now() < deadline, "a key does not see its own tree");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let trees = trees();
+    let owners: Vec<&Value> = trees.as_array().unwrap().iter().map(|tree| &tree["owner"]).collect();
+    assert_eq!(
+        owners,
+        [
+            &server.client().with("authorization", "Bearer two").get("/v1/kv").ok()["service"]["owners"][0]["owner"]
+        ]
+    );
 }

@@ -1,16 +1,15 @@
 //! The pages in a real browser: chromium opens them, types, presses keys, and tells what they show.
 //!
-//! The API behind them is a small one of this file, so that answers are hostile, slow or refused on demand. Chromium is
-//! driven through its DevTools protocol, over its standard streams. Without chromium these tests pass over, unless
-//! `KVIK_BROWSER=required` is set, as it is in continuous integration.
+//! The API behind them is a small one of this file, so that answers are hostile, slow or refused on demand; where the figures are
+//! to be true, it is a server's. Without chromium these tests pass over (`support/browser.rs`).
 //!
 //! The one that is ignored is for people: it takes the book's pictures of a server that runs, as docs/serving.md says.
 
+mod support;
+
 use std::{
     convert::Infallible,
-    io::{BufRead, BufReader, Write},
     net::SocketAddr,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -25,10 +24,10 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use futures_util::stream;
 use kvik_server::pages::pages;
 use serde_json::{Value, json};
+use support::{browser::Browser, start};
 
 // ---- the API behind the pages ----
 
@@ -112,6 +111,10 @@ fn status(at: u64) -> Value {
         json!({"pipeline": text, "sequences": sequences, "tokens": sequences * 900, "ram_bytes": mib << 20, "file_bytes": 0,
             "uncompressed_bf16_bytes": of << 20})
     };
+    let node = |at: u64, id: u64, depth: u64, [tokens, end]: [u64; 2], children: u64| {
+        json!({"id": id, "depth": depth, "tokens": tokens, "prefix_tokens": end, "bytes": tokens << 12, "hits": at, "locks": id % 2,
+            "children": children, "last_used_seconds": 4990.0 + at as f64})
+    };
     let methods = json!([
         {"name": "snapkv", "summary": "keeps what the prompt's end attends to", "parameters": [
             {"name": "budget", "kind": "a count", "default": "512", "about": "rows kept for each head"},
@@ -123,11 +126,15 @@ fn status(at: u64) -> Value {
         "healthy": true, "failure": null, "draining": false, "uptime_seconds": 5000.0 + at as f64, "running": 8, "waiting": 3 + at % 5,
         "owners": [{"owner": "<b>team</b>", "running": 8, "waiting": 3, "served_tokens": 91234 + at}],
         "last_step": {"sequences": 8, "decode_tokens": 7 + at % 2, "prefill_tokens": wave, "replay_tokens": 0},
-        "kv": {"budget_bytes": 2_147_483_648_u64, "ram_bytes": 734_003_200 + (at << 20), "file_bytes": 0,
+        "kv": {"budget_bytes": 2_147_483_648_u64, "ram_bytes": 734_003_200 + (at << 20), "file_bytes": 1 << 20,
+            "encodings": [{"encoding": "bf16", "ram_bytes": 524_288_000, "file_bytes": 0},
+                {"encoding": "affine-4-bits", "ram_bytes": 209_715_200 + (at << 20), "file_bytes": 1 << 20}],
             "pipelines": [pipeline("full", 5, 202, 202), pipeline("snapkv(budget=512)+kivi(bits=4)", 3, 24, 121)]},
         "prefixes": {"requests": 900, "hits": 801, "prompt_tokens": 1_000_000, "hit_tokens": 734_000, "nodes": 96, "tokens": 20480,
             "bytes": 471_859_200, "disk": {"files": 41, "bytes": 209_715_200, "max_bytes": 1_073_741_824, "written": 41, "read": 12,
             "failed": 0, "skipped": 1, "damaged": 0}},
+        "prefix_trees": [{"shared_by_all": false, "owner": "<i>team</i>", "children": 2, "nodes": [
+            node(at, 3, 0, [512, 512], 40), node(at, 4, 1, [64, 576], 0), node(at, 9, 1, [128, 640], 0), node(at, 5, 0, [64, 64], 0)]}],
         "totals": {"requests": 911, "overloaded": 2, "finished": 895, "failed": 0, "cancelled": 5, "overdue": 0, "preemptions": 4,
             "steps": 20_000 + at * 20, "prompt_tokens": 266_000 + at * 180 + wave / 4, "cached_tokens": 734_000, "completion_tokens": 88_000 + at * 140},
         "step_seconds": times(0.051), "inter_token_seconds": times(0.055), "time_to_first_token_seconds": times(0.24), "queue_seconds": times(0.03),
@@ -160,158 +167,6 @@ fn serve() -> (SocketAddr, Arc<Seen>) {
         });
     });
     (address, seen)
-}
-
-// ---- the browser ----
-
-struct Browser {
-    process: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-    session: Option<String>,
-    calls: u64,
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Browser {
-    /// A browser that shows `url`; `None` where there is none and none is asked for.
-    fn open(url: &str, width: u32, height: u32) -> Option<Self> {
-        let found = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
-            Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-        });
-        if found.is_none() {
-            let required = std::env::var("KVIK_BROWSER").is_ok_and(|value| value == "required");
-            assert!(!required, "KVIK_BROWSER=required, and there is no chromium");
-            eprintln!("passed over: there is no chromium");
-        }
-        // Chromium reads commands from descriptor 3 and answers on 4.
-        let mut process = Command::new("sh")
-            .args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "sh", found?])
-            .args([
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--no-first-run",
-            ])
-            .args(["--hide-scrollbars", "--remote-debugging-pipe", "about:blank"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (to, from) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
-        let mut browser = Self { process, to, from, session: None, calls: 0 };
-        let target = browser.call("Target.createTarget", json!({"url": "about:blank"}));
-        let attach = json!({"targetId": target["targetId"], "flatten": true});
-        let session = browser.call("Target.attachToTarget", attach);
-        browser.session = Some(session["sessionId"].as_str().unwrap().to_owned());
-        browser.resize(width, height);
-        browser.scheme("light");
-        browser.call("Page.navigate", json!({"url": url}));
-        browser.wait("document.readyState === 'complete' && location.protocol === 'http:'");
-        Some(browser)
-    }
-
-    fn call(&mut self, method: &str, params: Value) -> Value {
-        self.calls += 1;
-        let mut message = json!({"id": self.calls, "method": method, "params": params});
-        if let Some(session) = &self.session {
-            message["sessionId"] = json!(session);
-        }
-        self.to.write_all(format!("{message}\0").as_bytes()).unwrap();
-        loop {
-            let mut answer = Vec::new();
-            assert!(self.from.read_until(0, &mut answer).unwrap() > 0, "chromium ended");
-            answer.pop();
-            let mut answer: Value = serde_json::from_slice(&answer).unwrap();
-            if answer["id"] == self.calls {
-                assert!(answer.get("error").is_none(), "{method}: {answer}");
-                return answer["result"].take();
-            }
-        }
-    }
-
-    fn resize(&mut self, width: u32, height: u32) {
-        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500});
-        self.call("Emulation.setDeviceMetricsOverride", size);
-    }
-
-    fn scheme(&mut self, scheme: &str) {
-        let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-        self.call("Emulation.setEmulatedMedia", features);
-    }
-
-    /// The value of an expression in the page.
-    fn get(&mut self, expression: &str) -> Value {
-        let asked = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let mut answer = self.call("Runtime.evaluate", asked);
-        assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
-        answer["result"]["value"].take()
-    }
-
-    fn text(&mut self, selector: &str) -> String {
-        let text = self.get(&format!("document.querySelector({})?.textContent ?? ''", json!(selector)));
-        text.as_str().unwrap().to_owned()
-    }
-
-    fn wait(&mut self, condition: &str) {
-        let start = Instant::now();
-        while self.get(&format!("Boolean({condition})")) != json!(true) {
-            let shown = start.elapsed() > Duration::from_secs(30);
-            assert!(!shown, "never: {condition}\n{}", self.text("body"));
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn press(&mut self, key: &str, code: u32, shift: bool) {
-        let modifiers = if shift { 8 } else { 0 };
-        let mut down = json!({"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers});
-        if key == "Enter" {
-            down["text"] = json!("\r");
-        }
-        self.call("Input.dispatchKeyEvent", down.clone());
-        down["type"] = json!("keyUp");
-        down.as_object_mut().unwrap().remove("text");
-        self.call("Input.dispatchKeyEvent", down);
-    }
-
-    fn enter(&mut self) {
-        self.press("Enter", 13, false);
-    }
-
-    fn write(&mut self, text: &str) {
-        self.call("Input.insertText", json!({"text": text}));
-    }
-
-    /// Writes and sends a message, and waits for the answer's end.
-    fn ask(&mut self, text: &str) {
-        self.get("document.getElementById('prompt').focus()");
-        self.write(text);
-        self.enter();
-        self.wait("!document.getElementById('stop').hidden || document.querySelector('.assistant .info')");
-        self.wait(
-            "document.getElementById('stop').hidden && document.querySelector('article:last-child .info')",
-        );
-    }
-
-    fn overflow(&mut self) -> Value {
-        self.get("document.documentElement.scrollWidth - innerWidth")
-    }
-
-    /// Keeps what is shown as a picture of the book.
-    fn picture(&mut self, name: &str) {
-        let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
-        let bytes = BASE64_STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
-        let path = format!("{}/../../docs/{name}", env!("CARGO_MANIFEST_DIR"));
-        std::fs::write(path, &bytes).unwrap();
-        assert!(bytes.len() < 150 << 10, "{name} has {} bytes", bytes.len());
-    }
 }
 
 const LAST: &str = "article.assistant:last-child";
@@ -491,6 +346,8 @@ fn the_dashboard_shows_numbers_that_move() {
     let pipelines = page.text("#pipelines");
     assert!(pipelines.contains("snapkv(budget=512)+kivi(bits=4)32,70024.0 MiB0 B20 %"), "{pipelines}");
     assert!(page.text("#owners").contains("<b>team</b>"));
+    let encodings = page.text("#encodings tbody");
+    assert!(encodings.contains("bf16500 MiB0 B") && encodings.contains(" MiB1.0 MiBall"), "{encodings}");
     assert!(page.text("#prefixes").contains("801 of 900") && page.text("#totals").contains("Steps2"));
     let memory = page.text("#tile-memory span");
     let polls: u32 = 3;
@@ -505,6 +362,59 @@ fn the_dashboard_shows_numbers_that_move() {
     assert!(rate > 10.0 && rate < 1000.0, "{rate}");
     let bars = page.get("document.querySelector('#batch path.c0').getAttribute('d').split('M').length - 1");
     assert!(bars.as_u64().unwrap() >= 2, "{bars}");
+}
+
+#[test]
+fn the_prefix_tree_folds_by_keyboard_and_stays_folded() {
+    let (address, _) = serve();
+    let Some(mut page) = Browser::open(&format!("http://{address}/dashboard"), 1200, 1180) else { return };
+    page.wait("document.querySelectorAll('#tree li').length === 5");
+    // A name is text, whatever it says.
+    assert_eq!(page.text("#tree h3"), "<i>team</i>");
+    let first = page.text("#tree summary");
+    assert!(first.starts_with("512 tokens, to 512 · 2.0 MiB · ") && first.contains(" hit"), "{first}");
+    assert!(first.ends_with(" · used 10.0 s ago · 40 children · in use by 1"), "{first}");
+    assert_eq!(page.text("#tree li li.note"), "38 more, used longer ago");
+    // Where in a prompt of 640 tokens the second child stands.
+    let place = page.get("(() => { const { marginLeft, width } = document.querySelectorAll('#tree .span i')[2].style; return marginLeft + ' ' + width })()");
+    assert_eq!(place, "80% 20%");
+    page.get("document.querySelector('#tree summary').focus()");
+    assert_ne!(page.get("getComputedStyle(document.activeElement).outlineStyle"), "none");
+    page.enter();
+    page.wait("!document.querySelector('#tree details').open");
+    let polled = format!("document.querySelector('#tree summary').textContent !== {}", json!(first));
+    page.wait(&polled);
+    assert_eq!(page.get("document.querySelector('#tree details').open"), false);
+    assert_eq!(page.get("document.activeElement.localName"), "summary");
+    page.enter();
+    page.wait("document.querySelector('#tree details').open");
+}
+
+#[test]
+fn a_prefix_that_two_requests_share_shows_with_its_memory() {
+    let server = start("kv = \"kivi(bits=4,group=16,residual=16)\"");
+    let address = server.address;
+    let Some(mut page) = Browser::open(&format!("http://{address}/dashboard"), 1200, 1180) else { return };
+    page.wait("document.querySelector('#tree .note')?.textContent === 'No prompt has left a prefix yet.'");
+    for end in ["c", "d"] {
+        let prompt = format!("{}{}", "ab".repeat(64), end.repeat(64));
+        server.client().post("/v1/completions", &json!({"prompt": prompt, "max_tokens": 2})).ok();
+    }
+    page.wait("document.querySelectorAll('#tree li').length === 3");
+    assert_eq!(page.text("#tree h3"), "Requests without a key");
+    let shared = page.text("#tree summary");
+    assert!(shared.starts_with("128 tokens, to 128 · ") && shared.contains(" · 2 children"), "{shared}");
+    let ends = page
+        .get("[...document.querySelectorAll('#tree .leaf')].map(leaf => leaf.textContent.split(' · ')[0])");
+    assert_eq!(ends, json!(["64 tokens, to 192", "64 tokens, to 192"]));
+    // While an answer goes on, its rows are codes; the prefixes are not.
+    let long =
+        json!({"prompt": "ab".repeat(100), "max_tokens": 1800, "ignore_eos": true, "stream": true, "n": 48});
+    let answer = server.client().open("POST", "/v1/completions", long.to_string().as_bytes());
+    page.wait("document.querySelector('#encodings')?.textContent.includes('affine-4-bits')");
+    let rows = "[...document.querySelectorAll('#encodings tbody tr')].map(row => row.cells[0].textContent)";
+    assert_eq!(page.get(rows), json!(["bf16", "affine-4-bits", "all"]));
+    drop(answer);
 }
 
 #[test]
@@ -531,6 +441,7 @@ fn pages_fit_a_phone_and_the_dark() {
     page.call("Page.navigate", json!({"url": format!("http://{address}/dashboard")}));
     page.wait("location.pathname === '/dashboard' && document.querySelector('#tile-running span')");
     assert_eq!(page.get(colour), "rgb(255, 255, 255)");
+    page.wait("document.querySelector('#tree li')");
     assert_eq!(page.overflow(), 0);
 }
 

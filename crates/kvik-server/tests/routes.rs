@@ -2,6 +2,11 @@
 
 mod support;
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use async_openai::types::{
     chat::{CreateChatCompletionResponse, CreateChatCompletionStreamResponse},
     completions::CreateCompletionResponse,
@@ -231,6 +236,65 @@ fn what_the_server_is_can_be_read() {
         assert!(client.get(page).header("content-type").unwrap().starts_with("text/html"), "{page}");
     }
     assert!(client.get("/openapi.json").ok()["paths"]["/v1/chat/completions"]["post"].is_object());
+}
+
+/// What of a schema a value does not have; lists are looked at as far as they are filled.
+fn missing(description: &Value, schema: &Value, value: &Value, path: &str, found: &mut Vec<String>) {
+    let schema = match schema["$ref"].as_str() {
+        Some(reference) => description.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => schema,
+    };
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        match value.get(name) {
+            Some(value) => missing(description, field, value, &path, found),
+            None => found.push(path),
+        }
+    }
+    for (index, value) in value.as_array().into_iter().flatten().enumerate() {
+        missing(description, &schema["items"], value, &format!("{path}[{index}]"), found);
+    }
+}
+
+#[test]
+fn memory_and_prefixes_show_as_they_are_described() {
+    let server = start("");
+    let client = server.client();
+    let shared = "ab".repeat(64);
+    for end in ["c", "d"] {
+        let prompt = format!("{shared}{}", end.repeat(64));
+        client.post("/v1/completions", &json!({"prompt": prompt, "max_tokens": 2})).ok();
+    }
+    // What the loop knows is a moment old.
+    let begun = Instant::now();
+    let service = loop {
+        let service = client.get("/v1/kv").ok()["service"].take();
+        if service["running"] == 0 && service["prefix_trees"][0]["nodes"].as_array().map(Vec::len) == Some(3)
+        {
+            break service;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{service}");
+        thread::sleep(Duration::from_millis(20));
+    };
+    let nodes = service["prefix_trees"][0]["nodes"].as_array().unwrap();
+    let shape: Vec<[u64; 3]> = nodes
+        .iter()
+        .map(|node| ["depth", "tokens", "children"].map(|field| node[field].as_u64().unwrap()))
+        .collect();
+    assert_eq!(shape, [[0, 128, 2], [1, 64, 0], [1, 64, 0]]);
+    let encodings = service["kv"]["encodings"].as_array().unwrap();
+    assert_eq!((encodings.len(), &encodings[0]["encoding"]), (1, &json!("bf16")));
+    assert_eq!(encodings[0]["ram_bytes"], service["kv"]["ram_bytes"]);
+    let metrics = client.get("/metrics").text();
+    let line = format!("kvik_kv_bytes{{place=\"ram\",encoding=\"bf16\"}} {}", service["kv"]["ram_bytes"]);
+    assert!(metrics.lines().any(|one| one == line), "{line} is not in\n{metrics}");
+
+    let description = client.get("/openapi.json").ok();
+    let mut found = Vec::new();
+    let schema = &description["components"]["schemas"]["KvReport"];
+    missing(&description, schema, &client.get("/v1/kv").ok(), "", &mut found);
+    assert!(found.is_empty(), "described, and not there: {found:?}");
+    assert!(description["components"]["schemas"]["PrefixNodeReport"]["properties"]["locks"].is_object());
 }
 
 #[test]

@@ -350,3 +350,23 @@ fn a_model_without_a_tokenizer_is_scored_by_token_ids() {
     let said = complaint(kvik_with(&home, &["score", "-", "--model", model], "text", &[]), 1);
     assert!(said.contains("tokenizer"), "{said}");
 }
+
+#[test]
+fn options_of_a_server_are_checked_before_a_model_is_fetched() {
+    let home = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (option, value, said) in [
+        ("--block-tokens", "63", "multiple of 64"),
+        ("--threads", "0", "threads"),
+        ("--ctx", "0", "context of 0"),
+        ("--max-running", "0", "max-running is 0"),
+        ("--listen", &taken, "cannot listen at"),
+    ] {
+        // The hub cannot be reached: whoever asks it says so.
+        let args = ["serve", "--model", "owner/name", "--listen", "127.0.0.1:0", option, value];
+        let args = if option == "--listen" { [&args[..3], &args[5..]].concat() } else { args.to_vec() };
+        let complaint = complaint(kvik(&home, &args), 1);
+        assert!(complaint.contains(said), "{option}: {complaint}");
+    }
+}

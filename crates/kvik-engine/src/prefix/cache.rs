@@ -32,7 +32,7 @@ use super::{
         DiskStatistics, KvDir, Loaded, OnDisk, PrefixStore, Report, StoreError,
         address::{Address, Chain, Origin},
     },
-    tree::{NodeId, PrefixLock, PrefixTree},
+    tree::{NodeId, PrefixLock, PrefixTree, PrefixTreeStatus},
 };
 
 /// A shorter prefix is not worth the copy of the blocks that it ends in.
@@ -63,6 +63,15 @@ pub enum PrefixError {
     /// The folder cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Checks that blocks of so many tokens can be shared.
+///
+/// # Errors
+/// [`PrefixError::BlockTokens`] if they are not whole tiles.
+pub(crate) fn check_block_tokens(block_tokens: usize) -> Result<(), PrefixError> {
+    let whole_tiles = block_tokens > 0 && block_tokens.is_multiple_of(kvik_kernels::attention::TILE_TOKENS);
+    if whole_tiles { Ok(()) } else { Err(PrefixError::BlockTokens(block_tokens)) }
 }
 
 /// A sequence that has its prompt's prefix.
@@ -136,9 +145,7 @@ impl PrefixCache {
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self, PrefixError> {
         let block_tokens = options.block_tokens;
-        if block_tokens == 0 || !block_tokens.is_multiple_of(kvik_kernels::attention::TILE_TOKENS) {
-            return Err(PrefixError::BlockTokens(block_tokens));
-        }
+        check_block_tokens(block_tokens)?;
         let open = |dir: &KvDir| -> Result<Disk, StoreError> {
             let origin = Origin::new(store.shape(), &tokenizer.map_or_else(Vec::new, tokenizer_identity));
             Ok(Disk { store: PrefixStore::open(dir, report, wake)?, origin, loading: HashMap::new() })
@@ -373,6 +380,11 @@ impl PrefixCache {
     pub fn forget(&mut self, store: &mut KvStore) {
         self.tree.clear();
         store.reclaim();
+    }
+
+    /// The trees of those who share, as far as they were used last; times count from `start` on.
+    pub fn trees(&self, start: Instant) -> Vec<PrefixTreeStatus> {
+        self.tree.status(start)
     }
 
     /// What prefixes did and take.

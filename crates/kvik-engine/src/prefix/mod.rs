@@ -11,8 +11,9 @@ mod sharing;
 mod store;
 mod tree;
 
+pub(crate) use cache::check_block_tokens;
 pub use cache::{Begun, Loading, PrefixCache, PrefixError, PrefixOptions, PrefixStatistics};
 pub use eviction::{EvictionPolicy, LeastRecentlyUsed, NodeFacts};
 pub use sharing::{PrefixSharing, Scope};
 pub use store::{DiskStatistics, KvDir, Report, StoreError};
-pub use tree::{Inserted, NodeId, PrefixLock, PrefixMatch, PrefixTree};
+pub use tree::{Inserted, NodeId, PrefixLock, PrefixMatch, PrefixNodeStatus, PrefixTree, PrefixTreeStatus};

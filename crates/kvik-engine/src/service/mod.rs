@@ -29,7 +29,8 @@ mod worker;
 pub use options::ServiceOptions;
 pub use request::{Reply, Request, RequestError, RequestId, SubmitError, Timings, Update, Usage};
 pub use status::{
-    BUCKET_SECONDS, Batch, Distribution, KvStatus, OwnerStatus, PaceStatus, PipelineStatus, Status, Totals,
+    BUCKET_SECONDS, Batch, Distribution, EncodingStatus, KvStatus, OwnerStatus, PaceStatus, PipelineStatus,
+    Status, Totals,
 };
 
 use crate::{

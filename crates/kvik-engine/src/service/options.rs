@@ -1,6 +1,9 @@
 //! How a service runs.
 
-use crate::prefix::{KvDir, PrefixSharing};
+use crate::{
+    error::EngineError,
+    prefix::{KvDir, PrefixSharing, check_block_tokens},
+};
 
 /// How a service runs; the default takes half of the memory that is free.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +42,14 @@ impl Default for ServiceOptions {
 const UNKNOWN_FREE_BYTES: usize = 2 << 30;
 
 impl ServiceOptions {
+    /// Checks what can be checked without a model, so that none is fetched in vain. The service does it as well.
+    ///
+    /// # Errors
+    /// [`EngineError`] says which option cannot be.
+    pub fn check(&self) -> Result<(), EngineError> {
+        Ok(check_block_tokens(self.block_tokens)?)
+    }
+
     /// Bytes of RAM for keys and values.
     pub(super) fn budget_bytes(&self) -> usize {
         self.kv_budget_bytes.unwrap_or_else(|| free_bytes().unwrap_or(UNKNOWN_FREE_BYTES) / 2)
@@ -59,6 +70,16 @@ fn free_bytes() -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_are_whole_tiles() {
+        let check = |block_tokens| ServiceOptions { block_tokens, ..Default::default() }.check();
+        assert!(check(64).is_ok() && check(192).is_ok());
+        for block_tokens in [0, 1, 63, 96] {
+            let error = check(block_tokens).unwrap_err().to_string();
+            assert!(error.contains("multiple of 64"), "{error}");
+        }
+    }
 
     #[test]
     fn free_memory_is_that_of_a_machine() {

@@ -1,7 +1,8 @@
 //! What a service is doing, as numbers.
 
-use crate::prefix::PrefixStatistics;
-use std::time::Duration;
+use crate::prefix::{PrefixStatistics, PrefixTreeStatus};
+use kvik_kv::EncodingBytes;
+use std::{borrow::Cow, time::Duration};
 
 /// Upper ends of the histograms' buckets, in seconds; the last bucket has no end.
 pub const BUCKET_SECONDS: [f64; 14] =
@@ -35,6 +36,8 @@ pub struct Status {
     pub kv: KvStatus,
     /// Prefixes that requests share.
     pub prefixes: PrefixStatistics,
+    /// The tree of them, for each who shares, as far as it was used last.
+    pub prefix_trees: Vec<PrefixTreeStatus>,
     /// Sums since the start.
     pub totals: Totals,
     /// Time of a step: schedule, forward, sample, publish.
@@ -97,8 +100,21 @@ pub struct KvStatus {
     pub ram_bytes: usize,
     /// Bytes of files that they take, those that are in RAM as well included.
     pub file_bytes: usize,
+    /// The same by what the bytes are and where they lie: the parts of `ram_bytes` and of `file_bytes`.
+    pub encodings: Vec<EncodingStatus>,
     /// The same by pipeline, of what is being computed. What sequences share counts in equal parts.
     pub pipelines: Vec<PipelineStatus>,
+}
+
+/// The bytes of one encoding.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct EncodingStatus {
+    /// What they are: `bf16`, codes of some bits, coefficients; see [`kvik_kv::EncodingBytes`].
+    pub encoding: Cow<'static, str>,
+    /// Bytes of RAM.
+    pub ram_bytes: usize,
+    /// Bytes of files, those that are in RAM as well included.
+    pub file_bytes: usize,
 }
 
 /// The sequences of one pipeline that are being computed.
@@ -162,6 +178,12 @@ pub struct Distribution {
     pub max: f64,
     /// How many were at most as long as each of [`BUCKET_SECONDS`], since the start.
     pub buckets: Vec<u64>,
+}
+
+impl From<EncodingBytes> for EncodingStatus {
+    fn from(EncodingBytes { encoding, ram_bytes, file_bytes }: EncodingBytes) -> Self {
+        Self { encoding, ram_bytes, file_bytes }
+    }
 }
 
 /// Measures one thing.

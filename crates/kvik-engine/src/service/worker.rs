@@ -11,7 +11,7 @@ use super::{
     options::ServiceOptions,
     pace::Pace,
     request::{RequestError, Update},
-    status::{Batch, KvStatus, Meter, OwnerStatus, PipelineStatus, Status, Totals},
+    status::{Batch, EncodingStatus, KvStatus, Meter, OwnerStatus, PipelineStatus, Status, Totals},
 };
 use crate::{
     engine::Engine,
@@ -356,9 +356,11 @@ impl Worker {
                 budget_bytes: self.budget.bytes,
                 ram_bytes: store.used_bytes(),
                 file_bytes: store.file_bytes(),
+                encodings: store.bytes_by_encoding().into_iter().map(EncodingStatus::from).collect(),
                 pipelines: pipelines.into_values().collect(),
             },
             prefixes: self.prefixes.statistics(),
+            prefix_trees: self.prefixes.trees(self.control.started),
             totals: self.totals,
             step_seconds: self.meters.step.distribution(),
             inter_token_seconds: self.meters.inter_token.distribution(),

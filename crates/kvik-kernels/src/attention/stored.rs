@@ -7,7 +7,7 @@
 //! split: its first rows encoded, the rest still bf16. Keys may be stored before rotation, and turn on the way. Magnitudes that
 //! rows are stored without are left to the kernels: turning a key does not change its length.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use super::{
     Affine, Tile, TileShape,
@@ -33,6 +33,9 @@ pub enum PlaneKind {
 pub trait Codec: Send + Sync + std::fmt::Debug {
     /// Name for people and for exported caches, parameters included: equal names decode equally.
     fn name(&self) -> String;
+
+    /// What sort of encoding it is, for sums of memory: one of a few names, without what was fitted to some rows.
+    fn kind(&self) -> Cow<'static, str>;
 
     /// Bytes of a block that holds one plane of rows of `dim` numbers.
     fn block_bytes(&self, plane: PlaneKind, dim: usize) -> usize;

@@ -13,6 +13,7 @@ use crate::{
     export::{Sink, Source},
     spilled::{Glance, ReadBlocks},
     store::{Block, CacheError, KvStore},
+    tally::Encoding,
 };
 
 /// Bytes of a codec's name.
@@ -116,10 +117,12 @@ impl Segment {
         segment.import_columns(store, source, limits)?;
         for tile in 0..len.div_ceil(TILE_TOKENS) - dropped {
             let rows = (len - (dropped + tile) * TILE_TOKENS).min(TILE_TOKENS);
+            let encoding = segment.encoding_of_rows();
             let mut planes = [Plane::default(), Plane::default()];
             for kind in PLANES {
+                let size = PlaneSize { shape: store.layer(layer).tile(), kind, rows };
                 if let Err(error) =
-                    import_plane(store, layer, kind, rows, source, known, &mut planes[kind as usize])
+                    import_plane(store, size, encoding, source, known, &mut planes[kind as usize])
                 {
                     release(store, planes);
                     segment.release(store);
@@ -193,21 +196,28 @@ fn export_block<W: Write>(
     sink.bytes(glance.bytes(block))
 }
 
-/// Reads a plane of a tile with `rows` rows into `plane`, piece by piece, so that after an error it holds what was taken so far.
-fn import_plane<R: Read>(
-    store: &mut KvStore,
-    layer: usize,
+/// A plane that is to be read.
+#[derive(Clone, Copy)]
+struct PlaneSize {
+    shape: TileShape,
     kind: PlaneKind,
     rows: usize,
+}
+
+/// Reads a plane of a tile into `plane`, piece by piece, so that after an error it holds what was taken so far. Its bf16 rows
+/// count as `of_rows`.
+fn import_plane<R: Read>(
+    store: &mut KvStore,
+    PlaneSize { shape, kind, rows }: PlaneSize,
+    of_rows: Encoding,
     source: &mut Source<R>,
     known: &mut Known,
     plane: &mut Plane,
 ) -> Result<(), CacheError> {
-    let shape: TileShape = store.layer(layer).tile();
     let parts = source.u8()?;
     if parts & 1 != 0 {
         let bytes = 2 * shape.plane(kind).1;
-        plane.rows = Some(import_block(store, source, known, bytes)?);
+        plane.rows = Some(import_block(store, source, known, bytes, of_rows)?);
     }
     if parts & 2 != 0 {
         let codec = import_codec(source, known)?;
@@ -216,7 +226,9 @@ fn import_plane<R: Read>(
         if !(1..=rows).contains(&encoded) || !whole {
             return Err(broken(format!("{encoded} rows of a tile are said to be in {}", codec.name())));
         }
-        let block = import_block(store, source, known, codec.block_bytes(kind, shape.plane(kind).0))?;
+        let kind_of_codes = store.tally.encoding(codec.kind());
+        let bytes = codec.block_bytes(kind, shape.plane(kind).0);
+        let block = import_block(store, source, known, bytes, kind_of_codes)?;
         plane.encoded = Some(EncodedRows { codec, block, rows: encoded });
     }
     let encoded = plane.encoded.as_ref().map_or(0, |encoded| encoded.rows);
@@ -242,6 +254,7 @@ fn import_block<R: Read>(
     source: &mut Source<R>,
     known: &mut Known,
     bytes: usize,
+    encoding: Encoding,
 ) -> Result<Block, CacheError> {
     let number = source.u32()? as usize;
     let class = store.class_for(bytes)?;
@@ -254,7 +267,7 @@ fn import_block<R: Read>(
     if number != known.blocks.len() {
         return Err(broken(format!("block {number} comes after {} others", known.blocks.len())));
     }
-    let block = store.take(class)?;
+    let block = store.take(class, encoding)?;
     if let Err(error) = source.fill(store.bytes_mut(block)) {
         store.release(block);
         return Err(error);

@@ -22,6 +22,7 @@ pub(crate) use self::export::{Known, Limits, Written};
 use crate::{
     spilled::{Glance, ReadBlocks},
     store::{Block, CacheError, KvStore},
+    tally::Encoding,
 };
 
 /// One cached token of one head.
@@ -287,6 +288,7 @@ impl Segment {
         if !self.len.is_multiple_of(TILE_TOKENS)
             && let Some(last) = self.tiles.len().checked_sub(1)
         {
+            let encoding = self.encoding_of_rows();
             for plane in PLANES {
                 let class = store.class_of(self.layer, plane);
                 let whole_groups = self.tiles[last][plane as usize]
@@ -300,7 +302,7 @@ impl Segment {
                 *rows = Some(match *rows {
                     Some(block) => store.owned(block)?,
                     // What was cut off an encoded tile grows on in bf16.
-                    None => store.take(class)?,
+                    None => store.take(class, encoding)?,
                 });
             }
         }
@@ -322,13 +324,26 @@ impl Segment {
 
     fn new_tile(&self, store: &mut KvStore) -> Result<[Plane; 2], CacheError> {
         let [keys, values] = PLANES.map(|plane| store.class_of(self.layer, plane));
-        let keys = store.take(keys)?;
-        match store.take(values) {
+        let encoding = self.encoding_of_rows();
+        let keys = store.take(keys, encoding)?;
+        match store.take(values, encoding) {
             Ok(values) => Ok([keys, values].map(|block| Plane { rows: Some(block), encoded: None })),
             Err(full) => {
                 store.release(keys);
                 Err(full.into())
             }
+        }
+    }
+
+    /// What its bf16 rows count as.
+    fn encoding_of_rows(&self) -> Encoding {
+        if self.columns.magnitudes.is_some() { Encoding::MERGED_LAYERS } else { Encoding::BF16 }
+    }
+
+    /// Counts its bf16 rows as `encoding`.
+    pub(crate) fn count_rows_as(&self, store: &mut KvStore, encoding: Encoding) {
+        for block in self.tiles.iter().flatten().filter_map(|plane| plane.rows) {
+            store.relabel(block, encoding);
         }
     }
 

@@ -26,6 +26,7 @@ impl Segment {
         let shape = store.layer(self.layer).tile();
         let (dim, plane_len) = shape.plane(plane);
         let class = store.class_for(codec.block_bytes(plane, dim))?;
+        let encoding = store.tally.encoding(codec.kind());
         let mut numbers = Vec::new();
         for (index, planes) in self.tiles.iter_mut().enumerate() {
             let tile_start = index * TILE_TOKENS;
@@ -60,7 +61,7 @@ impl Segment {
             }
             let block = match &this.encoded {
                 Some(encoded) => store.owned(encoded.block)?,
-                None => store.take(class)?,
+                None => store.take(class, encoding)?,
             };
             codec.encode(plane, dim, first, &numbers, &mut store.bytes_mut(block)[..]);
             let encoded = EncodedRows { codec: Arc::clone(codec), block, rows: until };
@@ -169,6 +170,7 @@ impl Segment {
     ) -> Result<(), CacheError> {
         let shape = store.layer(self.layer).tile();
         let class = store.class_of(self.layer, plane);
+        let encoding = self.encoding_of_rows();
         let this = &mut self.tiles[tile][plane as usize];
         let Some(EncodedRows { codec, block, rows }) = this.encoded.clone() else { return Ok(()) };
         let (dim, len) = shape.plane(plane);
@@ -184,7 +186,7 @@ impl Segment {
         }
         let target = match this.rows {
             Some(rest) => store.owned(rest)?,
-            None => store.take(class)?,
+            None => store.take(class, encoding)?,
         };
         store.rows_mut(target, len).copy_from_slice(&numbers);
         store.release(block);

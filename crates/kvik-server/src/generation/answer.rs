@@ -7,9 +7,10 @@ use kvik_engine::{
     tool_calls::{ToolCallParser, ToolDelta},
 };
 
-use super::{finish_reason, logprobs, tool_use::ToolUse};
+use super::{Running, finish_reason, logprobs, tool_use::ToolUse};
 use crate::{
     app::App,
+    error::ApiError,
     wire::chat::{ChatLogprobs, ChatTokenLogprob, FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta},
 };
 
@@ -128,4 +129,19 @@ impl AnswerParser {
             }
         }
     }
+}
+
+/// Reads all answers to their end.
+///
+/// # Errors
+/// One of them failed.
+pub async fn whole(running: &mut Running, mut parsers: Vec<AnswerParser>) -> Result<Vec<Whole>, ApiError> {
+    let mut wholes: Vec<Whole> = parsers.iter().map(|_| Whole::default()).collect();
+    while let Some(update) = running.next().await {
+        let (index, update) = update?;
+        if let (Some(parser), Some(whole)) = (parsers.get_mut(index), wholes.get_mut(index)) {
+            whole.add(parser.piece(update));
+        }
+    }
+    Ok(wholes)
 }

@@ -13,7 +13,7 @@ use crate::{
     error::{ApiError, ErrorBody},
     generation::{
         Job, Running,
-        answer::{AnswerParser, Piece, Whole},
+        answer::{AnswerParser, Piece, Whole, whole},
         format, params, prompt,
         tool_use::ToolUse,
     },
@@ -33,14 +33,14 @@ use crate::{
     ),
 )]
 pub async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let Received { own, fields, admission } = receive::<ChatRequest>(&app, request).await?;
-    let (job, head) = app.prepare(move |app| prepared(app, own, fields)).await?;
+    let Received { own, fields, admission, memory } = receive::<ChatRequest>(&app, request).await?;
+    let (job, head) = app.prepare(memory, move |app| prepared(app, own, fields)).await?;
     let (stream, include_usage) = (job.params.stream, job.params.include_usage);
     let mut running = job.submit(&app, admission)?;
     let parsers = (0..running.answers()).map(|_| AnswerParser::new(&app, &head.tools)).collect();
     if stream {
         let answers = Answers { head, running, parsers, include_usage, begun: false };
-        return Ok(sse::response(answers));
+        return Ok(sse::response(answers, app.metrics.panics()));
     }
     let wholes = whole(&mut running, parsers).await?;
     let choices = wholes.into_iter().enumerate().map(|(index, whole)| choice(index, whole, head.logprobs));
@@ -87,21 +87,6 @@ fn prepared(
         tools,
     };
     Ok((Job { prompts, params, logprobs: asked.then_some(top), field: "messages", constraint }, head))
-}
-
-/// Reads all answers to their end.
-///
-/// # Errors
-/// One of them failed.
-pub async fn whole(running: &mut Running, mut parsers: Vec<AnswerParser>) -> Result<Vec<Whole>, ApiError> {
-    let mut wholes: Vec<Whole> = parsers.iter().map(|_| Whole::default()).collect();
-    while let Some(update) = running.next().await {
-        let (index, update) = update?;
-        if let (Some(parser), Some(whole)) = (parsers.get_mut(index), wholes.get_mut(index)) {
-            whole.add(parser.piece(update));
-        }
-    }
-    Ok(wholes)
 }
 
 fn choice(index: usize, whole: Whole, logprobs: bool) -> ChatChoice {

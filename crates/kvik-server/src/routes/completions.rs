@@ -34,13 +34,15 @@ const DEFAULT_TOKENS: usize = 16;
     ),
 )]
 pub async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let Received { own, fields, admission } = receive::<CompletionRequest>(&app, request).await?;
-    let (job, head, texts) = app.prepare(move |app| prepared(app, own, fields)).await?;
+    let Received { own, fields, admission, memory } = receive::<CompletionRequest>(&app, request).await?;
+    let (job, head, texts) = app.prepare(memory, move |app| prepared(app, own, fields)).await?;
     let (stream, include_usage) = (job.params.stream, job.params.include_usage);
     let mut running = job.submit(&app, admission)?;
     let texts: Vec<Text> = texts.into_iter().map(Text::new).collect();
     if stream {
-        return Ok(sse::response(Answers { app, head, running, texts, include_usage, begun: false }));
+        let panics = app.metrics.panics();
+        let answers = Answers { app, head, running, texts, include_usage, begun: false };
+        return Ok(sse::response(answers, panics));
     }
     let mut choices: Vec<CompletionChoice> =
         (0..texts.len()).map(|index| choice(index, head.logprobs)).collect();

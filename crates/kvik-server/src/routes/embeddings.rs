@@ -32,7 +32,7 @@ use crate::{
     ),
 )]
 pub async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let (asked, admission) = receive_plain::<EmbeddingRequest>(&app, request).await?;
+    let (asked, admission, memory) = receive_plain::<EmbeddingRequest>(&app, request).await?;
     let base64 = match asked.encoding_format.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -43,7 +43,7 @@ pub async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Resp
     };
     let dimensions = asked.dimensions;
     let texts = app
-        .prepare(move |app| {
+        .prepare(memory, move |app| {
             app.check_model(asked.model.as_deref())?;
             prompt::texts(app, asked.input, "input")
         })

@@ -27,7 +27,12 @@ use tower_http::{
 use tracing::Instrument;
 
 use crate::{
-    app::App, body, error::ApiError, keys::Caller, limits::Admission, pages::pages,
+    app::App,
+    body::{self, BodyMemory},
+    error::ApiError,
+    keys::Caller,
+    limits::Admission,
+    pages::pages,
     wire::generation::GenerationFields,
 };
 
@@ -161,6 +166,8 @@ pub struct Received<T> {
     pub fields: GenerationFields,
     /// That it was let in.
     pub admission: Admission,
+    /// What its body takes, until it is prepared.
+    pub memory: BodyMemory,
 }
 
 /// Lets a request for generation in and reads its body.
@@ -170,8 +177,8 @@ pub struct Received<T> {
 pub async fn receive<T: DeserializeOwned>(app: &App, request: Request) -> Result<Received<T>, ApiError> {
     let (admission, headers, body) = admit(request)?;
     let parse = |bytes: &[u8]| Ok((body::json(bytes)?, body::json(bytes)?));
-    let (own, fields) = app.read(&headers, body, parse).await?;
-    Ok(Received { own, fields, admission })
+    let ((own, fields), memory) = app.read(&headers, body, parse).await?;
+    Ok(Received { own, fields, admission, memory })
 }
 
 /// As [`receive`], for a request with its own fields only.
@@ -181,9 +188,10 @@ pub async fn receive<T: DeserializeOwned>(app: &App, request: Request) -> Result
 pub async fn receive_plain<T: DeserializeOwned>(
     app: &App,
     request: Request,
-) -> Result<(T, Admission), ApiError> {
+) -> Result<(T, Admission, BodyMemory), ApiError> {
     let (admission, headers, body) = admit(request)?;
-    Ok((app.read(&headers, body, body::json).await?, admission))
+    let (own, memory) = app.read(&headers, body, body::json).await?;
+    Ok((own, admission, memory))
 }
 
 fn admit(request: Request) -> Result<(Admission, HeaderMap, Body), ApiError> {

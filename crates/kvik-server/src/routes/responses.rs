@@ -11,11 +11,16 @@ use axum::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Received, chat::whole, json as answer, receive};
+use super::{Received, json, receive};
 use crate::{
     app::{App, unix_seconds},
     error::{ApiError, ErrorBody},
-    generation::{Job, Running, answer::AnswerParser, format, params, prompt, tool_use::ToolUse},
+    generation::{
+        Job, Running,
+        answer::{AnswerParser, whole},
+        format, params, prompt,
+        tool_use::ToolUse,
+    },
     sse::{self, EventSource, Events},
     wire::{
         Usage,
@@ -38,18 +43,19 @@ use crate::{
     ),
 )]
 pub async fn respond(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let Received { own, fields, admission } = receive::<ResponsesRequest>(&app, request).await?;
-    let (job, mut head) = app.prepare(move |app| prepared(app, own, fields)).await?;
+    let Received { own, fields, admission, memory } = receive::<ResponsesRequest>(&app, request).await?;
+    let (job, mut head) = app.prepare(memory, move |app| prepared(app, own, fields)).await?;
     let stream = job.params.stream;
     let mut running = job.submit(&app, admission)?;
     let parser = AnswerParser::new(&app, &ToolUse::none());
     if stream {
         let text = String::new();
-        return Ok(sse::response(Answer { head, running, parser, text, sequence: 0, begun: false }));
+        let answer = Answer { head, running, parser, text, sequence: 0, begun: false };
+        return Ok(sse::response(answer, app.metrics.panics()));
     }
     let whole = whole(&mut running, vec![parser]).await?.into_iter().next().unwrap_or_default();
     head.end(&whole.text, whole.finish, running.usage());
-    Ok(answer(&head))
+    Ok(json(&head))
 }
 
 fn prepared(

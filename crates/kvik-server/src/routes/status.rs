@@ -35,7 +35,7 @@ pub struct KvReport {
     /// Who shares the prefixes of whom: `off`, `per-key` or `all`.
     pub prefix_sharing: &'static str,
     /// What the service says of itself: requests, batches, memory by place and encoding, the prefix tree.
-    #[schema(value_type = Object)]
+    #[schema(value_type = crate::openapi::ServiceReport)]
     pub service: Value,
     /// The methods that pipelines are made of.
     pub methods: Vec<MethodCard>,
@@ -111,10 +111,14 @@ pub async fn kv(
 ) -> Result<Response, ApiError> {
     let mut service = status(&app)?;
     // With several keys, nobody sees what others do.
-    if app.keys.len() > 1
-        && let Some(owners) = service["owners"].as_array_mut()
-    {
-        owners.retain(|owner| owner["owner"].as_str() == caller.name.as_deref());
+    if app.keys.len() > 1 {
+        let own = |one: &Value| one["owner"].as_str() == caller.name.as_deref();
+        if let Some(owners) = service["owners"].as_array_mut() {
+            owners.retain(own);
+        }
+        if let Some(trees) = service["prefix_trees"].as_array_mut() {
+            trees.retain(|tree| tree["shared_by_all"] == true || own(tree));
+        }
     }
     Ok(answer(&KvReport {
         model: app.config.model_name.clone(),

@@ -25,8 +25,8 @@ use crate::{
     ),
 )]
 pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let (asked, _admission) = receive_plain::<TokenizeRequest>(&app, request).await?;
-    let answer = app.prepare(move |app| tokens(app, asked)).await?;
+    let (asked, _admission, memory) = receive_plain::<TokenizeRequest>(&app, request).await?;
+    let answer = app.prepare(memory, move |app| tokens(app, asked)).await?;
     Ok(json(&answer))
 }
 
@@ -75,9 +75,9 @@ fn within_context(app: &App, tokens: usize, param: &str) -> Result<(), ApiError>
     ),
 )]
 pub async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let (asked, _admission) = receive_plain::<DetokenizeRequest>(&app, request).await?;
+    let (asked, _admission, memory) = receive_plain::<DetokenizeRequest>(&app, request).await?;
     let answer = app
-        .prepare(move |app| {
+        .prepare(memory, move |app| {
             within_context(app, asked.tokens.len(), "tokens")?;
             let content = app.tokenizer()?.decode(&asked.tokens, asked.keep_special.unwrap_or(true));
             Ok(DetokenizeResponse { prompt: content.clone(), content })

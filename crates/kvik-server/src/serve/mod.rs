@@ -11,7 +11,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     signal::unix::{SignalKind, signal},
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -31,8 +31,13 @@ use tokio::{
 use crate::{app::App, routes::router};
 use unread::Unread;
 
+/// How long a client who has connected, and said nothing when the server is told to end, has to say it.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
 /// How long cancelled requests have to say so to their clients.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Connections that the system holds until they are accepted; of more, clients try again after a second. The usual 128 are fewer
+/// than come at once where `max-connections` are served.
+const BACKLOG: u32 = 1024;
 /// How long accepting pauses when the system has no more descriptors.
 const OUT_OF_FILES: Duration = Duration::from_millis(100);
 
@@ -48,8 +53,12 @@ impl Server {
     /// # Errors
     /// The address cannot be listened at.
     pub async fn bind(app: Arc<App>) -> io::Result<Self> {
-        let listener = TcpListener::bind(app.config.listen).await?;
-        Ok(Self { listener, app })
+        let listen = app.config.listen;
+        let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // As every listener that is bound in one go: an old connection does not stop a new server.
+        socket.set_reuseaddr(true)?;
+        socket.bind(listen)?;
+        Ok(Self { listener: socket.listen(BACKLOG)?, app })
     }
 
     /// Where it listens.
@@ -99,10 +108,9 @@ impl Server {
         tracing::info!(connections = connections.len(), grace = ?app.config.grace, "shutting down");
         app.drain();
         // Who has connected before the signal and was not accepted yet gets an answer, too.
-        while let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+        for stream in not_accepted(listener) {
             serve(stream, None, &mut connections);
         }
-        drop(listener);
         let _ = end.send(true);
         let begun = Instant::now();
         let all_ended = tokio::time::timeout(app.config.grace, all(&mut connections)).await.is_ok();
@@ -118,6 +126,33 @@ impl Server {
         stop(&app, app.config.grace.saturating_sub(begun.elapsed())).await;
         tracing::info!("ended");
         all_ended
+    }
+}
+
+/// The connections that wait to be accepted, to the last one before the listener is closed. The system is asked itself: what the
+/// runtime knows of a listener may be a moment old, and it hands out so many connections at a time only. Whoever connects between
+/// the last look and the close is reset; no system call does both.
+fn not_accepted(listener: TcpListener) -> Vec<TcpStream> {
+    let mut streams = Vec::new();
+    let Ok(listener) = listener.into_std() else { return streams };
+    // It does not block: the runtime has made it so. An error of one connection says nothing about the next.
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                streams.extend(
+                    stream.inspect_err(|error| tracing::warn!(%error, "cannot take a connection over")),
+                );
+            }
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    tracing::warn!(%error, "cannot accept all connections");
+                }
+                return streams;
+            }
+        }
     }
 }
 
@@ -137,7 +172,9 @@ async fn all(connections: &mut JoinSet<()>) {
 async fn connection(app: &App, router: Router, stream: TcpStream, mut ending: watch::Receiver<bool>) {
     // Tokens are small and should not wait for each other.
     let _ = stream.set_nodelay(true);
-    let stream = TokioIo::new(Unread::new(stream, app.config.unread_timeout));
+    let stream = Unread::new(stream, app.config.unread_timeout);
+    let heard = stream.heard();
+    let stream = TokioIo::new(stream);
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(app.config.header_timeout);
     let connection = builder.serve_connection(stream, TowerToHyperService::new(router));
@@ -149,8 +186,18 @@ async fn connection(app: &App, router: Router, stream: TcpStream, mut ending: wa
     let result = match ended {
         Some(result) => result,
         None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // On a connection that has just been accepted, nothing was read yet, and hyper would close it without a word.
+            let first = match heard.load(Ordering::Relaxed) {
+                true => None,
+                false => tokio::time::timeout(FIRST_WORDS, connection.as_mut()).await.ok(),
+            };
+            if first.is_none() {
+                connection.as_mut().graceful_shutdown();
+            }
+            match first {
+                Some(result) => result,
+                None => connection.await,
+            }
         }
     };
     if let Err(error) = result {

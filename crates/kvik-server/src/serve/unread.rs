@@ -7,6 +7,10 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,12 +28,19 @@ pub struct Unread {
     /// Runs while a write waits.
     alarm: Pin<Box<Sleep>>,
     waiting: bool,
+    heard: Arc<AtomicBool>,
 }
 
 impl Unread {
     /// Over `stream`, giving up after `patience`.
     pub fn new(stream: TcpStream, patience: Duration) -> Self {
-        Self { stream, patience, alarm: Box::pin(tokio::time::sleep(patience)), waiting: false }
+        let alarm = Box::pin(tokio::time::sleep(patience));
+        Self { stream, patience, alarm, waiting: false, heard: Arc::default() }
+    }
+
+    /// Becomes true when the client has said something.
+    pub fn heard(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.heard)
     }
 
     fn watch<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -56,7 +67,12 @@ impl AsyncRead for Unread {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+        result
     }
 }
 

@@ -2,8 +2,10 @@
 
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
+pub mod browser;
 mod client;
 mod model;
+mod random;
 
 use std::{
     net::SocketAddr,
@@ -18,6 +20,7 @@ use tokio::sync::oneshot;
 
 pub use client::{Answer, Client, events, read_answer};
 pub use model::CONTEXT_TOKENS;
+pub use random::Random;
 
 /// The model's name in the API.
 pub const MODEL: &str = "tiny";

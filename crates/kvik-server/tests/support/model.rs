@@ -7,6 +7,8 @@ use std::fs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::Random;
+
 pub const CONTEXT_TOKENS: usize = 2048;
 
 const HIDDEN: usize = 32;
@@ -101,13 +103,11 @@ fn weights() -> Vec<u8> {
         }
     }
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    let mut state = 1u64;
+    let mut random = Random(1);
     for (name, shape) in shapes {
         let begin = data.len();
         for _ in 0..shape.iter().product::<usize>() {
-            // A linear congruential generator; its upper bits as a number from -0.5 to 0.5.
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let uniform = (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
+            let uniform = random.uniform();
             let number = if shape.len() == 1 { 1.0 } else { uniform };
             data.extend_from_slice(&number.to_le_bytes());
         }

@@ -1,6 +1,6 @@
 //! `kvik serve`: the model behind OpenAI's HTTP API.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use kvik_server::{App, Server, config::Settings, log, signals};
@@ -39,6 +39,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => args.settings.clone(),
     };
     log::install(settings.log.as_deref().unwrap_or("info"), settings.log_format.unwrap_or_default())?;
+    let listen = settings.resolve("")?.listen;
+    let cannot_listen = || format!("cannot listen at {listen}: choose another with --listen");
+    // Closed again: nobody is to connect before there is a model that answers.
+    drop(TcpListener::bind(listen).with_context(cannot_listen)?);
     let Serving { service, config } = start(&settings, Arc::new(log::trouble))?;
     let name = service.shared().model_name.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -47,13 +51,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .thread_name("http")
         .enable_all()
         .build()?;
-    let listen = config.listen;
     let app = Arc::new(App::new(Arc::new(service), config));
     let all_ended = runtime.block_on(async {
         let shutdown = signals()?;
         let server = Server::bind(app).await;
-        let server =
-            server.with_context(|| format!("cannot listen at {listen}: choose another with --listen"))?;
+        let server = server.with_context(cannot_listen)?;
         eprintln!("http://{}/ serves {name} (Ctrl-C ends it)", server.address()?);
         Ok::<_, anyhow::Error>(server.run(shutdown).await)
     })?;

@@ -93,16 +93,19 @@ pub fn start(settings: &Settings, report: kvik_engine::prefix::Report) -> anyhow
     if let Err(unknown) = Isa::requested() {
         bail!("KVIK_ISA: {unknown}");
     }
-    let options = service_options(settings, &settings.resolve("")?)?;
-    let path = kvik::pull::ensure(settings.model.as_deref().unwrap_or(DEFAULT))?;
-    let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let config = settings.resolve(&name)?;
+    let config = settings.resolve("")?;
+    let options = service_options(settings, &config)?;
     let engine = EngineOptions {
         threads: settings.threads,
         context_tokens: settings.ctx,
         pipeline: config.pipeline.clone(),
         ..EngineOptions::default()
     };
+    options.check()?;
+    engine.check()?;
+    let path = kvik::pull::ensure(settings.model.as_deref().unwrap_or(DEFAULT))?;
+    let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let config = settings.resolve(&name)?;
     let engine = Engine::load(&path, &engine)?;
     let service = Service::start_reporting(engine, options, report)?;
     Ok(Serving { service, config })

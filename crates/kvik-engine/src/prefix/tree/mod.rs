@@ -13,6 +13,7 @@
 //! Models with sliding windows hold the last rows only, so their prefixes can be had where a node ends and hardly in between.
 
 mod check;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -21,8 +22,10 @@ use std::{
     collections::{BTreeMap, BinaryHeap, HashMap},
     ops::Bound,
     sync::Arc,
+    time::Instant,
 };
 
+pub use self::status::{PrefixNodeStatus, PrefixTreeStatus};
 use kvik_kernels::attention::TILE_TOKENS;
 use kvik_kv::{KvStore, SequenceCache};
 
@@ -75,6 +78,7 @@ struct Node {
     lock: Arc<()>,
     created: u64,
     last_used: u64,
+    used_at: Instant,
     hits: u64,
     /// Nobody has to write it to a disk any more.
     settled: bool,
@@ -93,6 +97,7 @@ impl Node {
             lock: Arc::new(()),
             created: now,
             last_used: now,
+            used_at: Instant::now(),
             hits: 0,
             settled: false,
         }
@@ -228,10 +233,10 @@ impl PrefixTree {
     /// What ends with a node was used now.
     fn touch(&mut self, id: NodeId) {
         self.now += 1;
-        let (now, mut next) = (self.now, Some(id));
+        let (now, used_at, mut next) = (self.now, Instant::now(), Some(id));
         while let Some(id) = next {
             let node = self.node_mut(id);
-            node.last_used = now;
+            (node.last_used, node.used_at) = (now, used_at);
             next = node.parent;
         }
     }
@@ -334,14 +339,14 @@ impl PrefixTree {
 
     /// Puts a node between `lower` and its parent, `common` tokens behind the parent.
     fn split(&mut self, store: &mut KvStore, lower: NodeId, common: usize, source: &SequenceCache) -> NodeId {
-        let Node { parent, edge, last_used, .. } = self.node(lower);
-        let (parent, edge, last_used) = (*parent, Arc::clone(edge), *last_used);
+        let Node { parent, edge, last_used, used_at, .. } = self.node(lower);
+        let (parent, edge, last_used, used_at) = (*parent, Arc::clone(edge), *last_used, *used_at);
         let parent = parent.expect("a root has no edge to split");
         self.node_mut(parent).children.remove(&edge);
         let upper = self.add_leaf(parent, &edge[..common]);
         let rest: Arc<[u32]> = Arc::from(&edge[common..]);
         let node = self.node_mut(upper);
-        node.last_used = last_used;
+        (node.last_used, node.used_at) = (last_used, used_at);
         node.children.insert(Arc::clone(&rest), lower);
         let tokens = node.tokens;
         let node = self.node_mut(lower);

@@ -1,12 +1,12 @@
 //! The tree against a list of everything that was inserted, on caches whose rows tell which tokens they are of.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use kvik_kernels::{Phase, ThreadPool, attention::TILE_TOKENS};
 use kvik_kv::{KvShape, KvStore, LayerShape, Pipeline, SequenceCache};
 use proptest::prelude::*;
 
-use super::{PrefixLock, PrefixTree};
+use super::{PrefixLock, PrefixNodeStatus, PrefixTree, PrefixTreeStatus};
 use crate::prefix::{LeastRecentlyUsed, Scope};
 
 const BLOCK: usize = 2 * TILE_TOKENS;
@@ -120,6 +120,7 @@ struct Running {
 }
 
 fn play(window: Option<usize>, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let start = Instant::now();
     let scopes = [Scope::Nameless, Scope::Owner(Arc::from("somebody"))];
     let (mut store, mut tree) = (store(window), tree());
     let mut known: Vec<(Scope, Vec<u32>)> = Vec::new();
@@ -204,6 +205,7 @@ fn play(window: Option<usize>, steps: Vec<Step>) -> Result<(), TestCaseError> {
             prop_assert!(left.iter().any(|(owner, end)| owner == scope && end.starts_with(found)));
         }
         known = left;
+        shown_is_there(&tree, start)?;
         let held = tree.check(&mut store).map_err(TestCaseError::fail)?;
         if window.is_none() {
             prop_assert_eq!(held.bytes, tree.bytes());
@@ -218,6 +220,31 @@ fn play(window: Option<usize>, steps: Vec<Step>) -> Result<(), TestCaseError> {
     prop_assert_eq!((tree.bytes(), tree.table_bytes(), tree.nodes(), tree.roots.len()), (0, 0, 0, 0));
     prop_assert_eq!((store.used_bytes(), store.used_blocks()), (0, 0));
     tree.check(&mut store).map_err(TestCaseError::fail)?;
+    Ok(())
+}
+
+/// Of a tree so small, all nodes are shown: each behind its parent, and used no later than it.
+fn shown_is_there(tree: &PrefixTree, start: Instant) -> Result<(), TestCaseError> {
+    let shown = tree.status(start);
+    prop_assert_eq!(shown.len(), tree.roots.len());
+    let nodes: usize = shown.iter().map(|tree| tree.nodes.len()).sum();
+    prop_assert_eq!(nodes, tree.nodes.iter().flatten().filter(|node| node.parent.is_some()).count());
+    let mut bytes = 0;
+    for PrefixTreeStatus { nodes, children, .. } in &shown {
+        let mut path: Vec<&PrefixNodeStatus> = Vec::new();
+        for node in nodes {
+            prop_assert!(node.depth <= path.len(), "{nodes:?}");
+            path.truncate(node.depth);
+            let above = path.last().map_or(0, |parent| parent.prefix_tokens);
+            prop_assert_eq!(node.prefix_tokens, above + node.tokens);
+            prop_assert!(path.last().is_none_or(|parent| parent.last_used_seconds >= node.last_used_seconds));
+            path.push(node);
+            bytes += node.bytes;
+        }
+        let below: usize = nodes.iter().map(|node| node.children).sum();
+        prop_assert_eq!(children + below, nodes.len());
+    }
+    prop_assert_eq!(bytes, tree.bytes());
     Ok(())
 }
 
@@ -276,6 +303,27 @@ fn what_was_used_least_recently_goes_first_and_what_is_locked_stays() {
     drop(locked);
     assert!(tree.evict(&mut store, 1) > 0);
     assert_eq!(left(&store, &tree), [0usize; 0]);
+}
+
+#[test]
+fn of_many_nodes_those_that_were_used_last_are_shown() {
+    let (mut store, mut tree) = (store(None), tree());
+    let prompts: Vec<Vec<u32>> =
+        (0..40).map(|token| [vec![99; BLOCK], vec![token; BLOCK]].concat()).collect();
+    for prompt in &prompts {
+        let cache = sequence(&mut store, prompt);
+        tree.insert(&mut store, &Scope::Everyone, prompt, &cache).unwrap();
+    }
+    let first = tree.find(&store, &Scope::Everyone, &prompts[0], 2 * BLOCK).unwrap();
+    let lock = tree.lock(first.node);
+    let [shown] = &tree.status(Instant::now())[..] else { panic!("one tree") };
+    assert!(shown.shared_by_all && shown.owner.is_none());
+    assert_eq!((shown.children, shown.nodes[0].children, shown.nodes.len()), (1, 40, 32));
+    assert_eq!((shown.nodes[0].depth, shown.nodes[0].tokens), (0, BLOCK));
+    // The one that was used again is before all others, and the only one with a hit.
+    assert_eq!((shown.nodes[1].hits, shown.nodes[1].locks), (1, 1));
+    assert!(shown.nodes[2..].iter().all(|node| (node.depth, node.hits, node.locks) == (1, 0, 0)));
+    drop(lock);
 }
 
 #[test]

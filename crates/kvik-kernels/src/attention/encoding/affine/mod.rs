@@ -14,6 +14,8 @@
 //! decoded: see [`Lines`], which makes one thing of keys by channel and values by token. Prompts decode a tile once for their many
 //! rows; a decoded token's few rows multiply with the codes themselves (`codes`, AVX-512).
 
+use std::borrow::Cow;
+
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -104,6 +106,13 @@ fn bounded(x: f32) -> f32 {
 impl Codec for Affine {
     fn name(&self) -> String {
         format!("affine(bits={},group={})", self.bits, self.group)
+    }
+
+    fn kind(&self) -> Cow<'static, str> {
+        match self.bits {
+            1 => "affine-1-bit".into(),
+            bits => format!("affine-{bits}-bits").into(),
+        }
     }
 
     fn block_bytes(&self, plane: PlaneKind, dim: usize) -> usize {

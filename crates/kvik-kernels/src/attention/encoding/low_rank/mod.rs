@@ -12,7 +12,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use crate::{
     Isa,
@@ -125,6 +125,10 @@ impl Codec for LowRank {
             .iter()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &x| (hash ^ u64::from(x)).wrapping_mul(0x100_0000_01b3));
         format!("low-rank({},{hash:016x})", self.rank)
+    }
+
+    fn kind(&self) -> Cow<'static, str> {
+        "low-rank".into()
     }
 
     fn block_bytes(&self, _plane: PlaneKind, _dim: usize) -> usize {
