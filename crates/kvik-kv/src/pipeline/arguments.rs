@@ -172,7 +172,7 @@ impl fmt::Display for ParameterKind {
     }
 }
 
-/// Reads `512MiB`, `2 GiB`, `1GB`, `4096`.
+/// Reads a number of bytes: `512MiB`, `2 GiB`, `1GB`, `4096`.
 pub fn bytes(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..digits].parse().ok()?;

@@ -10,7 +10,7 @@ pub mod registry;
 
 use std::fmt;
 
-pub use arguments::{Arguments, Parameter, ParameterKind};
+pub use arguments::{Arguments, Parameter, ParameterKind, bytes};
 pub use parse::PipelineError;
 pub use registry::{Build, Direction, MethodInfo};
 

@@ -221,7 +221,7 @@ impl Sharing {
     }
 }
 
-/// A number of bytes: `512MiB`, `2GiB`, `100000`.
+/// A number of bytes, as pipelines have them: `512MiB`, `2GB`, `100000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
@@ -229,16 +229,7 @@ impl FromStr for Bytes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let unit = match text[digits..].trim() {
-            "" | "B" => Some(1u64),
-            "KiB" => Some(1 << 10),
-            "MiB" => Some(1 << 20),
-            "GiB" => Some(1 << 30),
-            "TiB" => Some(1 << 40),
-            _ => None,
-        };
-        let bytes = unit.and_then(|unit| text[..digits].parse::<u64>().ok()?.checked_mul(unit));
+        let bytes = kvik_kv::pipeline::bytes(text);
         bytes.map(Bytes).ok_or_else(|| format!("a number of bytes such as 512MiB is needed, not '{text}'"))
     }
 }
