@@ -17,12 +17,14 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod common_prefix;
 mod constraint;
 mod engine;
 mod error;
 mod facts;
 mod generate;
 mod language_model;
+mod lock;
 mod log_softmax;
 pub mod prefix;
 mod randomness;

@@ -5,6 +5,7 @@
 
 use crate::{
     error::EngineError,
+    lock::lock,
     log_softmax::{LogSoftmax, TokenLogprob},
     session::{Sequence, check_vocabulary},
 };
@@ -77,7 +78,7 @@ fn score_rows(pool: &ThreadPool, logits: &Rows, targets: &[u32], top: usize) -> 
         let mut log_softmax = LogSoftmax::default();
         for row in piece {
             let token = log_softmax.token(logits.row(row), targets[row], top);
-            *rows[row].lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = token;
+            *lock(&rows[row]) = token;
         }
     });
     rows.into_iter().map(|row| row.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())).collect()

@@ -3,7 +3,7 @@
 //! A chat sends its whole history with each turn, and all but the last message was computed before. A session keeps
 //! the keys and values of the tokens it has seen; a new prompt that begins like them starts where they part.
 
-use crate::{error::EngineError, language_model::LanguageModel};
+use crate::{common_prefix::common_prefix, error::EngineError, language_model::LanguageModel};
 use kvik_kv::SequenceCache;
 use kvik_model::layers::{Logits, Phase, Rows};
 use std::ops::ControlFlow;
@@ -62,7 +62,7 @@ impl Sequence<'_> {
     ///
     /// The last token of the prompt is never among them: its logits are needed, and only computing it gives them.
     pub(crate) fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
-        let shared = self.tokens.iter().zip(prompt).take_while(|(cached, asked)| cached == asked).count();
+        let shared = common_prefix(self.tokens, prompt);
         let kept = self.model.truncate(shared.min(prompt.len().saturating_sub(1)));
         self.tokens.truncate(kept);
         kept

@@ -52,7 +52,7 @@ pub use calibration::{Calibration, CalibrationError, CalibrationHeader};
 pub use copies::RunCopy;
 pub use evidence::{Evidence, StepQueries};
 pub use head::RowStatistics;
-pub use kvik_memory::{SpillError, SpillFile};
+pub use kvik_memory::{PoolExhausted, Slot, SpillError, SpillFile};
 pub use method::Method;
 pub use open_cache::OpenCache;
 pub use pipeline::{

@@ -27,6 +27,13 @@ impl LayerShape {
     pub fn plane_bytes(&self, plane: PlaneKind) -> usize {
         (2 * self.tile().plane(plane).1).next_multiple_of(64)
     }
+
+    /// Tokens of a sequence of `tokens` that the layer has room for at once, when `step_tokens` are added in a step: all of them, or
+    /// those of its window and of a step, both of which may start and end inside a tile.
+    pub(crate) fn kept_tokens(&self, tokens: usize, step_tokens: usize) -> usize {
+        let most = |window: usize| window.saturating_add(step_tokens).saturating_add(TILE_TOKENS);
+        self.window.map_or(tokens, |window| tokens.min(most(window)))
+    }
 }
 
 /// Cache of a whole model.
@@ -60,11 +67,10 @@ impl KvShape {
     /// Of sliding-window layers it holds the window, and the `step_tokens` that come at once.
     pub fn block_bytes(&self, tokens: usize, step_tokens: usize) -> usize {
         let layer_bytes = |layer: &LayerShape| {
-            let kept = layer.window.map_or(tokens, |window| {
-                tokens.min(window.saturating_add(step_tokens).saturating_add(TILE_TOKENS))
-            });
             let planes = [PlaneKind::Keys, PlaneKind::Values].map(|plane| layer.plane_bytes(plane));
-            kept.div_ceil(TILE_TOKENS) * layer.kv_heads * planes.iter().sum::<usize>()
+            layer.kept_tokens(tokens, step_tokens).div_ceil(TILE_TOKENS)
+                * layer.kv_heads
+                * planes.iter().sum::<usize>()
         };
         self.layers.iter().map(layer_bytes).sum()
     }

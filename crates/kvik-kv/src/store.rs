@@ -149,10 +149,7 @@ impl KvStore {
         let mut sizes: Vec<(usize, usize)> = Vec::new();
         let mut classes = Vec::with_capacity(shape.layers.len());
         for layer in &shape.layers {
-            let kept = layer.window.map_or(capacity_tokens, |window| {
-                // A window and a step may each start and end inside a tile.
-                capacity_tokens.min(window.saturating_add(step_tokens).saturating_add(TILE_TOKENS))
-            });
+            let kept = layer.kept_tokens(capacity_tokens, step_tokens);
             // A method may put a segment of its own in front of the growing one, whose last tile is another.
             let tiles = kept.div_ceil(TILE_TOKENS).saturating_add(1);
             let blocks = sequences.saturating_mul(layer.kv_heads).saturating_mul(tiles);

@@ -142,6 +142,12 @@ impl Completion {
         Ok(self.sampler.sample(&self.changed, history))
     }
 
+    /// Ends it for `reason` before its next token: text that was held back is certain now. Returns the reason, which is another if
+    /// a stop string is complete then. Changes nothing of an answer that has ended.
+    pub(crate) fn finish(&mut self, reason: StopReason) -> StopReason {
+        self.transcript.finish(reason)
+    }
+
     /// The text that became certain since the last call.
     pub(crate) fn fresh_text(&mut self) -> &str {
         self.transcript.fresh()

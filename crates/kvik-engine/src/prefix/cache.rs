@@ -1,9 +1,9 @@
 //! What serving asks of prefixes: one value for the tree in memory and the folder on a disk.
 //!
 //! In the order of a request's life: [`prepare`](PrefixCache::prepare) when it arrives, which may have a prefix read from the disk
-//! meanwhile; [`begin`](PrefixCache::begin) when it is admitted; [`keep`](PrefixCache::keep) after a chunk of its prompt, at the
+//! meanwhile; [`begin`](PrefixCache::begin) when it may be admitted, and [`admitted`](PrefixCache::admitted) when it is; [`keep`](PrefixCache::keep) after a chunk of its prompt, at the
 //! latest before the prompt's end lets methods rewrite it. [`idle`](PrefixCache::idle) when there is nothing to compute.
-//! None of them waits for a disk.
+//! None of them waits for a disk, and a request waits for one only so long ([`PATIENCE`]).
 //!
 //! What is shared is exact: rows that no method has rewritten, of tokens that were read as a prompt. Whoever begins with them
 //! computes the same bits as without. Pipelines whose methods wait for the end of the prompt begin with exact prefixes and
@@ -86,11 +86,23 @@ pub struct Begun {
     pub pauses: Vec<usize>,
     /// Keeps the prefix in the tree while the request runs: evicting it would free nothing.
     pub lock: Option<PrefixLock>,
+    /// Whose prefix it is.
+    node: Option<NodeId>,
+}
+
+impl Begun {
+    /// A sequence that begins with nothing.
+    pub fn without_prefix(cache: SequenceCache) -> Self {
+        Self { cache, tokens: 0, pauses: Vec::new(), lock: None, node: None }
+    }
 }
 
 /// A prefix that is on its way from the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loading(Address);
+
+/// A prefix that was not read after this time is computed: even a slow disk reads what waits for it at most meanwhile.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What prefixes did since the start, and what they take now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -122,13 +134,25 @@ pub struct PrefixCache {
     max_bytes: usize,
     tree: PrefixTree,
     disk: Option<Disk>,
+    report: Report,
+    /// How long a request waits for a prefix that is being read.
+    pub(crate) patience: Duration,
     statistics: PrefixStatistics,
 }
 
 struct Disk {
     store: PrefixStore,
     origin: Origin,
-    loading: HashMap<Address, (Scope, Receiver<Option<Loaded>>)>,
+    loading: HashMap<Address, Reading>,
+}
+
+/// A file that is being read.
+struct Reading {
+    scope: Scope,
+    loaded: Receiver<Option<Loaded>>,
+    since: Instant,
+    /// Nobody waits for it any more. If it comes all the same, it serves later requests.
+    given_up: bool,
 }
 
 impl PrefixCache {
@@ -148,7 +172,8 @@ impl PrefixCache {
         check_block_tokens(block_tokens)?;
         let open = |dir: &KvDir| -> Result<Disk, StoreError> {
             let origin = Origin::new(store.shape(), &tokenizer.map_or_else(Vec::new, tokenizer_identity));
-            Ok(Disk { store: PrefixStore::open(dir, report, wake)?, origin, loading: HashMap::new() })
+            let store = PrefixStore::open(dir, Arc::clone(&report), wake)?;
+            Ok(Disk { store, origin, loading: HashMap::new() })
         };
         let dir = options.kv_dir.as_ref().filter(|_| options.sharing != PrefixSharing::Off);
         Ok(Self {
@@ -157,6 +182,8 @@ impl PrefixCache {
             max_bytes: options.max_bytes,
             tree: PrefixTree::new(block_tokens, Box::new(LeastRecentlyUsed)),
             disk: dir.map(open).transpose()?,
+            report,
+            patience: PATIENCE,
             statistics: PrefixStatistics::default(),
         })
     }
@@ -174,9 +201,6 @@ impl PrefixCache {
         let disk = self.disk.as_mut()?;
         let chain = Chain::new(disk.origin.seed(&scope), prompt);
         let OnDisk { file, file_tokens, tokens } = disk.store.longest(&chain)?;
-        if disk.loading.contains_key(&file) {
-            return Some(Loading(file));
-        }
         // A pipeline that the model does not know is found out when the request begins.
         let own_tokens = store.sequence_with(pipeline).ok()?.own_tokens()?;
         let limit = prompt.len().saturating_sub(own_tokens);
@@ -184,8 +208,14 @@ impl PrefixCache {
         if tokens.min(limit).saturating_sub(held) <= file_tokens / WORTH_PART {
             return None;
         }
-        let loaded = disk.store.load(file)?;
-        disk.loading.insert(file, (scope, loaded));
+        // Files are read one after the other: behind one that does not come, none does.
+        if disk.loading.values().any(|reading| reading.given_up) {
+            return None;
+        }
+        if !disk.loading.contains_key(&file) {
+            let loaded = disk.store.load(file)?;
+            disk.loading.insert(file, Reading { scope, loaded, since: Instant::now(), given_up: false });
+        }
         Some(Loading(file))
     }
 
@@ -193,12 +223,21 @@ impl PrefixCache {
     pub fn poll(&mut self, store: &mut KvStore) {
         let Some(disk) = &mut self.disk else { return };
         let mut done = Vec::new();
-        disk.loading.retain(|&file, (scope, loaded)| match loaded.try_recv() {
+        disk.loading.retain(|&file, reading| match reading.loaded.try_recv() {
             Ok(loaded) => {
-                done.extend(loaded.map(|loaded| (file, scope.clone(), loaded)));
+                done.extend(loaded.map(|loaded| (file, reading.scope.clone(), loaded)));
                 false
             }
-            Err(TryRecvError::Empty) => true,
+            Err(TryRecvError::Empty) => {
+                if !reading.given_up && reading.since.elapsed() >= self.patience {
+                    reading.given_up = true;
+                    let seconds = self.patience.as_secs_f64();
+                    (self.report)(&format!(
+                        "the prefix {file} was not read within {seconds} seconds and is computed: look after its disk"
+                    ));
+                }
+                true
+            }
             Err(TryRecvError::Disconnected) => false,
         });
         for (file, scope, Loaded { tokens, image }) in done {
@@ -222,7 +261,8 @@ impl PrefixCache {
 
     /// True until [`Self::poll`] has taken in, or given up, what [`Self::prepare`] asked for.
     pub fn is_loading(&self, loading: &Loading) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.loading.contains_key(&loading.0))
+        let reading = self.disk.as_ref().and_then(|disk| disk.loading.get(&loading.0));
+        reading.is_some_and(|reading| !reading.given_up)
     }
 
     /// A new sequence for a request, which begins with the longest prefix of its prompt that may be shared with it; never with all
@@ -238,9 +278,7 @@ impl PrefixCache {
         prompt: &[u32],
     ) -> Result<Begun, CacheError> {
         let cache = store.sequence_with(pipeline)?;
-        let mut begun = Begun { cache, tokens: 0, pauses: Vec::new(), lock: None };
-        self.statistics.requests += 1;
-        self.statistics.prompt_tokens += prompt.len() as u64;
+        let mut begun = Begun::without_prefix(cache);
         if let (Some(scope), Some(own_tokens)) = (self.sharing.scope(owner), begun.cache.own_tokens()) {
             let limit = prompt.len().saturating_sub(own_tokens);
             let found = self.tree.find(store, &scope, prompt, limit);
@@ -249,15 +287,8 @@ impl PrefixCache {
                 && begun.cache.start_from(store, prefix, found.tokens)
             {
                 begun.tokens = found.tokens;
-                begun.lock = Some(self.tree.lock(found.node));
-                self.statistics.hits += 1;
-                self.statistics.hit_tokens += found.tokens as u64;
-                if let Some(disk) = &self.disk {
-                    let chain = Chain::new(disk.origin.seed(&scope), &prompt[..found.tokens]);
-                    if let Some(used) = disk.store.longest(&chain) {
-                        disk.store.touch(used.file);
-                    }
-                }
+                begun.lock = Some(self.tree.pin(found.node));
+                begun.node = Some(found.node);
             }
             if store.shape().layers.iter().any(|layer| layer.window.is_some()) {
                 let last = prompt.len() / self.block_tokens * self.block_tokens;
@@ -267,6 +298,39 @@ impl PrefixCache {
             }
         }
         Ok(begun)
+    }
+
+    /// Says that the request which has `begun` runs from now on: its prefix was used. `again` if it ran before; requests count once.
+    pub fn admitted(&mut self, owner: Option<&Arc<str>>, prompt: &[u32], begun: &Begun, again: bool) {
+        if !again {
+            self.statistics.requests += 1;
+            self.statistics.prompt_tokens += prompt.len() as u64;
+            self.statistics.hits += u64::from(begun.tokens > 0);
+            self.statistics.hit_tokens += begun.tokens as u64;
+        }
+        if let (Some(scope), Some(node)) = (self.sharing.scope(owner), begun.node) {
+            self.tree.lock(node);
+            if let Some(disk) = &self.disk {
+                let chain = Chain::new(disk.origin.seed(&scope), &prompt[..begun.tokens]);
+                if let Some(used) = disk.store.longest(&chain) {
+                    disk.store.touch(used.file);
+                }
+            }
+        }
+    }
+
+    /// Tokens of a prompt that a sequence which has to read `own_tokens` of it itself could begin with right now.
+    pub fn held(
+        &self,
+        store: &KvStore,
+        owner: Option<&Arc<str>>,
+        prompt: &[u32],
+        own_tokens: Option<usize>,
+    ) -> usize {
+        let found = self.sharing.scope(owner).zip(own_tokens).and_then(|(scope, own_tokens)| {
+            self.tree.find(store, &scope, prompt, prompt.len().saturating_sub(own_tokens))
+        });
+        found.map_or(0, |found| found.tokens)
     }
 
     /// Takes in the beginning of a sequence: `tokens`, all of which it has read as a prompt, and none generated. Whole blocks are kept,

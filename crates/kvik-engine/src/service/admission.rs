@@ -2,12 +2,17 @@
 
 use super::{
     job::{Job, Running, Task, rank},
+    moved::{Fetched, Moved, WORTH_MOVING_TOKENS},
     plan::{Admission, Rank, Share, View, plan, victim},
     request::{RequestError, Update},
     worker::Worker,
 };
-use crate::{generate::StopReason, prefix::Begun};
-use kvik_kv::CacheError;
+use crate::{
+    common_prefix::common_prefix,
+    generate::StopReason,
+    prefix::{Begun, PrefixLock},
+};
+use kvik_kv::{CacheError, SequenceCache};
 use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
 /// Whoever shares so many tokens with a prompt that is being read waits until they are there.
@@ -42,6 +47,12 @@ impl Worker {
         if self.awaits_prefix(job) {
             return Admission::Later;
         }
+        if job.moved.is_some()
+            && let Some(admission) = self.readmit(slot)
+        {
+            return admission;
+        }
+        let Some(job) = slot.as_ref() else { return Admission::Later };
         let begun = match self.begin(job) {
             Ok(begun) => begun,
             Err(error) => {
@@ -57,7 +68,11 @@ impl Worker {
             return Admission::Full;
         }
         let Some(mut job) = slot.take() else { return Admission::Later };
-        if job.times.admitted.is_none() {
+        let again = job.times.admitted.is_some();
+        if let Task::Generate(_) = job.task {
+            self.prefixes.admitted(job.owner.as_ref(), job.prompt(), &begun, again);
+        }
+        if !again {
             let now = Instant::now();
             job.times.admitted = Some(now);
             job.cached_tokens = begun.tokens;
@@ -67,22 +82,84 @@ impl Worker {
         }
         // What others have computed is not paid for.
         job.paid_tokens = job.paid_tokens.max(begun.tokens);
-        let piece = begun.cache.own_tokens().is_none().then_some(self.engine.prefill_chunk_tokens);
         let Begun { cache, pauses, lock, .. } = begun;
-        let running = Running {
-            job,
-            cache,
-            lock,
-            pauses,
-            piece,
-            suspect: false,
-            bytes: 0,
-            peak_bytes: 0,
-            ended: false,
-        };
+        self.run_job(job, cache, pauses, lock, 0)
+    }
+
+    /// Adds a job to those that run.
+    fn run_job(
+        &mut self,
+        job: Job,
+        cache: SequenceCache,
+        pauses: Vec<usize>,
+        lock: Option<PrefixLock>,
+        peak_bytes: usize,
+    ) -> Admission {
+        let piece = cache.own_tokens().is_none().then_some(self.engine.prefill_chunk_tokens);
+        let (suspect, ended) = (false, false);
+        let running = Running { job, cache, lock, pauses, piece, suspect, bytes: 0, peak_bytes, ended };
         let view = self.view(&running);
         self.running.push(running);
+        self.measure(self.running.len() - 1);
         Admission::Admitted(view)
+    }
+
+    /// Lets a job whose cache was moved go on with it. `None` if it is to be computed again.
+    fn readmit(&mut self, slot: &mut Option<Job>) -> Option<Admission> {
+        let job = slot.as_mut()?;
+        let moved = job.moved.as_ref()?;
+        let shape = self.engine.local.store.shape();
+        // What the tree has of the prompt by now takes no file to be read, and no memory.
+        if self.held(job, moved) + WORTH_MOVING_TOKENS > moved.tokens {
+            job.forget_moved();
+            return None;
+        }
+        let own = self.budget.expected_again(shape, job.extent(), moved.tokens, moved.bytes);
+        if !self.fits(own) {
+            moved.image.put_back();
+            self.full = true;
+            return Some(Admission::Full);
+        }
+        let cache = match self.mover.as_ref().map_or(Fetched::Lost, |mover| mover.fetch(&moved.image, job.id))
+        {
+            // Its turn has come, so nobody else takes the room meanwhile.
+            Fetched::Coming => return Some(Admission::Full),
+            Fetched::Here(image) => self.import(job, moved, &image),
+            Fetched::Lost => None,
+        };
+        let Some(cache) = cache else {
+            job.forget_moved();
+            return None;
+        };
+        let mut job = slot.take()?;
+        let Moved { tokens, pauses, peak_bytes, .. } = job.moved.take()?;
+        self.totals.restored_tokens += tokens as u64;
+        Some(self.run_job(job, cache, pauses, None, peak_bytes))
+    }
+
+    /// Tokens that a job whose cache was moved could begin with instead.
+    fn held(&self, job: &Job, moved: &Moved) -> usize {
+        match job.task {
+            Task::Generate(_) => {
+                let store = &self.engine.local.store;
+                self.prefixes.held(store, job.owner.as_ref(), job.prompt(), moved.own_tokens)
+            }
+            Task::Embed(_) => 0,
+        }
+    }
+
+    /// The cache of an image. `None`, and a report, if it is not to be had.
+    fn import(&mut self, job: &Job, moved: &Moved, image: &[u8]) -> Option<SequenceCache> {
+        let reason = match self.engine.local.store.import_bare(image, &job.pipeline) {
+            Ok(cache) if cache.len() == moved.tokens => return Some(cache),
+            Ok(_) => "it has another number of tokens".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        (self.report)(&format!(
+            "the cache of request {} was moved to a file and is computed again: {reason}",
+            job.id
+        ));
+        None
     }
 
     /// Where a job begins: with the longest prefix that somebody has left.
@@ -91,16 +168,15 @@ impl Worker {
         match job.task {
             Task::Generate(_) => self.prefixes.begin(store, job.owner.as_ref(), &job.pipeline, job.prompt()),
             // The hidden states of all tokens are wanted.
-            Task::Embed(_) => {
-                Ok(Begun { cache: store.sequence(), tokens: 0, pauses: Vec::new(), lock: None })
-            }
+            Task::Embed(_) => Ok(Begun::without_prefix(store.sequence())),
         }
     }
 
     /// True if what a job could begin with is on its way.
     fn awaits_prefix(&self, job: &Job) -> bool {
-        job.loading.as_ref().is_some_and(|loading| self.prefixes.is_loading(loading))
-            || self.is_about_to_be_read(job)
+        job.moved.is_none()
+            && (job.loading.as_ref().is_some_and(|loading| self.prefixes.is_loading(loading))
+                || self.is_about_to_be_read(job))
     }
 
     /// True if a job that runs is reading what this one could begin with.
@@ -127,6 +203,11 @@ impl Worker {
         let shape = self.engine.local.store.shape();
         let held = self.budget.whole(shape, held_tokens);
         let own = self.budget.expected(shape, job.extent()).saturating_sub(held);
+        self.fits(own)
+    }
+
+    /// True if a job that will take `own` more bytes fits beside those that run.
+    fn fits(&mut self, own: usize) -> bool {
         let promised: usize = self.running.iter().map(|running| self.promised(running)).sum();
         let wanted = self.used_bytes() + promised + own;
         let over = wanted.saturating_sub(self.budget.bytes);
@@ -205,13 +286,39 @@ impl Worker {
     /// Takes a running job's memory. It waits again, and goes on where it stopped.
     pub(super) fn preempt(&mut self, index: usize) {
         let mut running = self.running.remove(index);
-        running.start_over();
+        running.job.moved = self.move_out(&running);
+        match running.job.moved {
+            Some(_) => self.totals.preemptions_to_tier += 1,
+            None => running.job.begin_anew(),
+        }
         running.job.preemptions += 1;
         self.totals.preemptions += 1;
         self.full = false;
         self.waiting.push(running.job);
         drop((running.cache, running.lock));
         self.engine.local.store.reclaim();
+    }
+
+    /// Moves the cache of a sequence, if there is a folder for it, it is worth it, and it can be written down. These are computed
+    /// again: short ones; those that have parts in files, which would all have to be in RAM (`tier`, and `shadowkv` with its values
+    /// in a file); and those whose methods know what no image says (`shadowkv` behind its prompt).
+    fn move_out(&self, running: &Running) -> Option<Moved> {
+        let (mover, store, cache) = (self.mover.as_ref()?, &self.engine.local.store, &running.cache);
+        let (tokens, bytes) = (cache.len(), cache.bytes_beside(store, None));
+        if tokens < WORTH_MOVING_TOKENS || cache.file_bytes(store) > 0 || !mover.has_room(bytes) {
+            return None;
+        }
+        // A little more than the blocks, so that it does not grow while it is written.
+        let mut image = Vec::with_capacity(bytes + bytes / 64 + (64 << 10));
+        cache.export_bare(store, &mut image).ok()?;
+        Some(Moved {
+            image: mover.take(image),
+            tokens,
+            bytes,
+            peak_bytes: running.peak_bytes,
+            own_tokens: cache.own_tokens(),
+            pauses: running.pauses.clone(),
+        })
     }
 
     fn rank(&self, job: &Job) -> Rank {
@@ -221,9 +328,4 @@ impl Worker {
     fn view(&self, running: &Running) -> View {
         running.view(self.ledger.served(&running.job.owner))
     }
-}
-
-/// Tokens that two prompts have in common at their beginning.
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

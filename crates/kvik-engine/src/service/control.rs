@@ -1,9 +1,10 @@
 //! What the handle of a service and its thread share.
 
 use super::status::Status;
+use crate::lock::lock;
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -111,11 +112,6 @@ impl Control {
         self.asked.store(true, Relaxed);
         lock(&self.snapshot).clone()
     }
-}
-
-/// Nothing that is guarded can be left half-written.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Counts one request until it has ended.

@@ -1,9 +1,15 @@
 //! Equal shares of the machine for all who have something to compute.
 //!
-//! The virtual token counter of Y. Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): each owner has a
-//! counter of what it was served, and whoever has the lowest comes next. A prompt's token counts once and a generated one
-//! twice, as there. Whoever comes back after a pause is lifted to the lowest counter among those who are there: what was not
-//! used is not saved up. While several have requests waiting, the counters of any two stay within what one step can add.
+//! After the virtual token counter of Y. Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): each owner has a
+//! counter of what it was served, and among requests of the same priority those of the owner with the lowest are admitted, and
+//! their prompts read, first. A prompt's token counts once and a generated one twice, as there; what a preemption makes necessary
+//! again, and what a prefix has, counts nothing. Whoever comes back after a pause is lifted to the lowest counter among those
+//! who are there: what was not used is not saved up.
+//!
+//! The counters decide who comes next and stop nobody: whoever has begun to decode goes on to the end of its answer, and who gives
+//! its memory away is not chosen by them. So the counters of two who both have requests waiting may part by all that the running
+//! requests of one of them still generate, and no bound is kept beyond that of the limits of running requests and of their
+//! lengths. Those with fewer requests than their share would take leave the rest to the others.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -3,16 +3,18 @@
 //! A job knows the tokens of its prompt and those of its answer so far. While it runs it has a cache besides, which holds the keys
 //! and values of the first of them; whatever is missing there is computed next. So a job that has to give its cache away loses
 //! time and nothing else: with an empty cache it reads its prompt again, then follows its answer, and goes on where it stopped.
+//! If its cache was moved to a file meanwhile, it goes on with that.
 
 use super::{
     control::InFlight,
     fairness::Owner,
     memory::Extent,
+    moved::Moved,
     plan::View,
     request::{RequestId, Timings, Update, Usage},
 };
 use crate::{
-    generate::Completion,
+    generate::{Completion, StopReason},
     prefix::{Loading, PrefixLock},
 };
 use kvik_kv::{Pipeline, SequenceCache};
@@ -34,6 +36,8 @@ pub(super) struct Job {
     pub(super) updates: UnboundedSender<Update>,
     /// Its prefix is on its way from a disk.
     pub(super) loading: Option<Loading>,
+    /// The cache that it had to give away, if that is not to be computed again.
+    pub(super) moved: Option<Moved>,
     /// Tokens that were computed at least once: for those its owner has paid.
     pub(super) paid_tokens: usize,
     pub(super) cached_tokens: usize,
@@ -93,6 +97,19 @@ impl Job {
         let _ = self.updates.send(update);
     }
 
+    /// Tells its client that it is done, and before that the text that was held back.
+    pub(super) fn conclude(&mut self, reason: StopReason) {
+        let (reason, tail) = match &mut self.task {
+            Task::Generate(completion) => (completion.finish(reason), completion.fresh_text().to_owned()),
+            Task::Embed(_) => (reason, String::new()),
+        };
+        if !tail.is_empty() {
+            self.tell(Update::Tail(tail));
+        }
+        let (usage, timings) = (self.usage(), self.timings(Instant::now()));
+        self.tell(Update::Finished { reason, usage, timings });
+    }
+
     /// True if nobody waits for it any more.
     pub(super) fn is_abandoned(&self) -> bool {
         self.updates.is_closed()
@@ -119,6 +136,19 @@ impl Job {
         };
         let (prompt_tokens, tokens) = (self.prompt_tokens, self.tokens.len());
         Extent { pipeline: &self.pipeline, prompt_tokens, tokens, limit }
+    }
+
+    /// Forgets the cache that was moved: all is computed again.
+    pub(super) fn forget_moved(&mut self) {
+        self.moved = None;
+        self.begin_anew();
+    }
+
+    /// Forgets what depends on tokens that are computed again.
+    pub(super) fn begin_anew(&mut self) {
+        if let Task::Embed(mean) = &mut self.task {
+            mean.clear();
+        }
     }
 
     pub(super) fn usage(&self) -> Usage {
@@ -190,9 +220,7 @@ impl Running {
     /// Empties the cache: all is computed again.
     pub(super) fn start_over(&mut self) {
         self.cache.clear();
-        if let Task::Embed(mean) = &mut self.job.task {
-            mean.clear();
-        }
+        self.job.begin_anew();
     }
 }
 

@@ -62,6 +62,25 @@ impl Budget {
         peak + whole(end - prompt_tokens)
     }
 
+    /// As [`Self::expected`], of a sequence that has `computed` tokens already, in `bytes` of RAM, but is not there.
+    pub(super) fn expected_again(
+        &self,
+        shape: &KvShape,
+        extent: Extent<'_>,
+        computed: usize,
+        bytes: usize,
+    ) -> usize {
+        if !extent.pipeline.is_full() && computed >= extent.prompt_tokens {
+            return bytes + self.growth(shape, extent.pipeline, computed, self.ahead_of(extent));
+        }
+        self.expected(shape, extent).max(bytes)
+    }
+
+    /// Tokens that a sequence behind its prompt is expected to generate.
+    fn ahead_of(&self, extent: Extent<'_>) -> usize {
+        extent.limit.saturating_sub(extent.tokens).min(self.ahead)
+    }
+
     /// Bytes by which a sequence of `tokens` tokens may grow when `new` more are computed.
     pub(super) fn growth(&self, shape: &KvShape, pipeline: &Pipeline, tokens: usize, new: usize) -> usize {
         let whole = |tokens| self.whole(shape, tokens);

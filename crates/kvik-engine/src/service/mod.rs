@@ -5,19 +5,20 @@
 //! [`Reply`], and drops it to cancel.
 //!
 //! What a request's answer is does not depend on what else is in the batch, on how its prompt was cut, on prefixes that others
-//! left, or on whether it had to give its memory away and was computed again: greedy answers are those of
+//! left, or on whether it had to give its memory away and was moved to a file or computed again: greedy answers are those of
 //! [`Engine::generate`], to the bit.
 //!
 //! The rooms, in the order in which a request passes them: `request` what is asked and what is heard; `control` what both sides
 //! of the thread share; `job` a request inside; `worker` the loop; `admission` who runs and who gives way; `plan` who gets how
 //! many tokens, a pure function; `pace` how many tokens of prompts a step may read; `fairness` what owners were served; `memory`
-//! what requests will need; `step` the pass and the sampling; `status` what can be seen from outside.
+//! what requests will need; `moved` the caches of those who gave way; `step` the pass and the sampling; `status` what can be seen from outside.
 
 mod admission;
 mod control;
 mod fairness;
 mod job;
 mod memory;
+mod moved;
 mod options;
 mod pace;
 mod plan;
@@ -38,6 +39,7 @@ use crate::{
     error::EngineError,
     facts::EngineFacts,
     generate::{Completion, CompletionOptions},
+    lock::lock,
     prefix::Report,
     sampling::Steering,
     session::check_vocabulary,
@@ -209,6 +211,7 @@ impl Service {
             task,
             updates,
             loading: None,
+            moved: None,
             paid_tokens: 0,
             cached_tokens: 0,
             times: Times { arrived: Instant::now(), admitted: None, first_token: None, last_token: None },
@@ -250,7 +253,7 @@ impl Service {
         }
         self.control.stop();
         let _ = self.inbox.send(Command::Wake);
-        let thread = self.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
             // A panic was told to everyone already.
             let _ = thread.join();

@@ -4,6 +4,7 @@ use crate::{
     error::EngineError,
     prefix::{KvDir, PrefixSharing, check_block_tokens},
 };
+use std::path::PathBuf;
 
 /// How a service runs; the default takes half of the memory that is free.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,9 @@ pub struct ServiceOptions {
     pub block_tokens: usize,
     /// Where prefixes outlive the process, if anywhere.
     pub kv_dir: Option<KvDir>,
+    /// Where the caches of requests that have to give their memory to others wait, if anywhere: without it they are computed again.
+    /// The files have no names and are as large as what was moved. A folder that lies in RAM (tmpfs) spends what is to be saved.
+    pub spill_dir: Option<PathBuf>,
     /// Who begins with whose prefixes.
     pub prefix_sharing: PrefixSharing,
 }
@@ -33,6 +37,7 @@ impl Default for ServiceOptions {
             kv_budget_bytes: None,
             block_tokens: 64,
             kv_dir: None,
+            spill_dir: None,
             prefix_sharing: PrefixSharing::default(),
         }
     }

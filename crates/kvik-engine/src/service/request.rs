@@ -77,6 +77,9 @@ pub enum Update {
         /// Its log-probability, if the request asked for it.
         logprob: Option<TokenLogprob>,
     },
+    /// Text that was held back because it might have become a stop string, and is certain because the answer ends.
+    /// [`Update::Finished`] follows.
+    Tail(String),
     /// The embedding that was asked for, `[hidden]`. [`Update::Finished`] follows.
     Embedding(Vec<f32>),
     /// It is done.
@@ -114,7 +117,7 @@ pub struct Timings {
     pub decode_seconds: f64,
     /// From its arrival to its end.
     pub total_seconds: f64,
-    /// How often it had to give its memory to others and was computed again.
+    /// How often it had to give its memory to others.
     pub preemptions: u32,
 }
 

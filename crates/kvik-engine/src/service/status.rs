@@ -109,7 +109,8 @@ pub struct KvStatus {
 /// The bytes of one encoding.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct EncodingStatus {
-    /// What they are: `bf16`, codes of some bits, coefficients; see [`kvik_kv::EncodingBytes`].
+    /// What they are: `bf16`, codes of some bits, coefficients; see [`kvik_kv::EncodingBytes`]. `moved-caches` are those of requests
+    /// that gave way.
     pub encoding: Cow<'static, str>,
     /// Bytes of RAM.
     pub ram_bytes: usize,
@@ -151,6 +152,10 @@ pub struct Totals {
     pub overdue: u64,
     /// How often a request had to give its memory to others.
     pub preemptions: u64,
+    /// How often the cache of such a request was moved to a file.
+    pub preemptions_to_tier: u64,
+    /// Tokens that came back from such a file instead of being computed again.
+    pub restored_tokens: u64,
     /// Forward passes.
     pub steps: u64,
     /// Tokens of prompts that were computed, those that a preemption made necessary included.
@@ -178,6 +183,13 @@ pub struct Distribution {
     pub max: f64,
     /// How many were at most as long as each of [`BUCKET_SECONDS`], since the start.
     pub buckets: Vec<u64>,
+}
+
+impl EncodingStatus {
+    /// Whole caches of requests that gave way, in files.
+    pub(super) fn moved(file_bytes: usize) -> Self {
+        Self { encoding: Cow::Borrowed("moved-caches"), ram_bytes: 0, file_bytes }
+    }
 }
 
 impl From<EncodingBytes> for EncodingStatus {

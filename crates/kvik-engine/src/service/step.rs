@@ -92,7 +92,9 @@ impl Worker {
     /// After a step that failed: whose fault it was shows when each is computed alone. Before it the sequences had `lens` tokens.
     fn recover(&mut self, shares: &[Share], lens: &[usize], error: ForwardError) {
         if let (ForwardError::Cache(CacheError::Full(_)), true) = (&error, self.running.len() > 1) {
-            // The address space is larger than the budget, so this is rare. Nothing was computed.
+            // The address space is larger than the budget, so this is rare, and nobody's fault. Where a method had no room to
+            // rewrite, some have come further already.
+            self.rewind(shares, lens);
             if let Some(last) = shares.last() {
                 self.preempt(last.sequence);
             }
@@ -102,9 +104,14 @@ impl Worker {
             self.fail(share.sequence, RequestError::Engine(error.to_string()));
             return;
         }
+        self.rewind(shares, lens);
+        shares.iter().for_each(|share| self.running[share.sequence].suspect = true);
+    }
+
+    /// Takes a step that failed back: the sequences have `lens` tokens again, or none.
+    fn rewind(&mut self, shares: &[Share], lens: &[usize]) {
         for (share, &len) in shares.iter().zip(lens) {
             let running = &mut self.running[share.sequence];
-            running.suspect = true;
             // Methods may have seen what was not computed in the end. Without methods what is there is whole, and the tokens of the
             // step can be taken back, unless a sliding window has moved on.
             let whole = running.job.pipeline.is_full();
@@ -184,7 +191,7 @@ impl Worker {
     }
 
     /// Measures the bytes that a sequence with methods takes; without, they are known.
-    fn measure(&mut self, sequence: usize) {
+    pub(super) fn measure(&mut self, sequence: usize) {
         let running = &mut self.running[sequence];
         if !running.job.pipeline.is_full() {
             running.bytes = running.cache.used_bytes(&self.engine.local.store);

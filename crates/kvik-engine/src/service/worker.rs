@@ -8,6 +8,7 @@ use super::{
     fairness::Ledger,
     job::{Job, Running, Task},
     memory::Budget,
+    moved::Mover,
     options::ServiceOptions,
     pace::Pace,
     request::{RequestError, Update},
@@ -20,7 +21,7 @@ use crate::{
     prefix::{PrefixCache, PrefixOptions, Report},
     score,
 };
-use kvik_kv::KvStore;
+use kvik_kv::{CacheError, KvStore, SpillFile};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -55,6 +56,8 @@ pub(super) struct Worker {
     pub(super) inbox: Receiver<Command>,
     pub(super) report: Report,
     pub(super) prefixes: PrefixCache,
+    /// Where the caches of those who give way go, if there is a folder for them.
+    pub(super) mover: Option<Mover>,
     pub(super) budget: Budget,
     pub(super) pace: Pace,
     pub(super) ledger: Ledger,
@@ -105,8 +108,18 @@ impl Worker {
             kv_dir: options.kv_dir.clone(),
         };
         let tokenizer = engine.facts.tokenizer.as_ref().ok();
+        let wake: Arc<dyn Fn() + Send + Sync> = wake.into();
+        let wakes = || {
+            let wake = Arc::clone(&wake);
+            Box::new(move || wake())
+        };
         let prefixes =
-            PrefixCache::new(&prefix_options, &engine.local.store, tokenizer, Arc::clone(&report), wake)?;
+            PrefixCache::new(&prefix_options, &engine.local.store, tokenizer, Arc::clone(&report), wakes())?;
+        let mover = options.spill_dir.as_ref().map(|folder| {
+            // A folder that cannot be used is better known now.
+            SpillFile::in_folder(folder).map_err(CacheError::from)?;
+            Mover::start(folder.clone(), Arc::clone(&report), wakes()).map_err(EngineError::Thread)
+        });
         let now = Instant::now();
         Ok(Self {
             engine,
@@ -115,6 +128,7 @@ impl Worker {
             inbox,
             report,
             prefixes,
+            mover: mover.transpose()?,
             budget: Budget::new(budget_bytes, step_tokens),
             pace: Pace::default(),
             ledger: Ledger::default(),
@@ -199,7 +213,7 @@ impl Worker {
     fn let_go(&mut self) {
         let now = Instant::now();
         let gone = |job: &Job| job.is_abandoned() || job.is_overdue(now);
-        for job in self.waiting.extract_if(.., |job| gone(job)) {
+        for mut job in self.waiting.extract_if(.., |job| gone(job)) {
             // It may be the one that there was no room for.
             self.full = false;
             self.ledger.leave(&job.owner);
@@ -209,8 +223,7 @@ impl Worker {
             }
             self.totals.overdue += 1;
             if job.times.admitted.is_some() {
-                let (usage, timings) = (job.usage(), job.timings(now));
-                job.tell(Update::Finished { reason: StopReason::Deadline, usage, timings });
+                job.conclude(StopReason::Deadline);
             } else {
                 job.tell(Update::Failed(RequestError::Deadline));
             }
@@ -221,7 +234,6 @@ impl Worker {
                 self.totals.cancelled += 1;
                 self.end(index);
             } else if job.is_overdue(now) {
-                self.totals.overdue += 1;
                 self.finish(index, StopReason::Deadline);
             }
         }
@@ -243,10 +255,11 @@ impl Worker {
 
     /// Says that a running job is done.
     pub(super) fn finish(&mut self, index: usize, reason: StopReason) {
-        let job = &self.running[index].job;
-        let (usage, timings) = (job.usage(), job.timings(Instant::now()));
-        job.tell(Update::Finished { reason, usage, timings });
-        self.totals.finished += 1;
+        match reason {
+            StopReason::Deadline => self.totals.overdue += 1,
+            _ => self.totals.finished += 1,
+        }
+        self.running[index].job.conclude(reason);
         self.end(index);
     }
 
@@ -347,6 +360,10 @@ impl Worker {
         for job in &self.waiting {
             owners.entry(job.owner.as_deref()).or_default().waiting += 1;
         }
+        let moved = self.waiting.iter().filter_map(|job| job.moved.as_ref());
+        let moved_bytes: usize = moved.map(|moved| moved.image.file_bytes()).sum();
+        let moved = (moved_bytes > 0).then(|| EncodingStatus::moved(moved_bytes));
+        let encodings = store.bytes_by_encoding().into_iter().map(EncodingStatus::from);
         let status = Status {
             running: self.running.len(),
             owners: owners.into_values().collect(),
@@ -355,8 +372,8 @@ impl Worker {
             kv: KvStatus {
                 budget_bytes: self.budget.bytes,
                 ram_bytes: store.used_bytes(),
-                file_bytes: store.file_bytes(),
-                encodings: store.bytes_by_encoding().into_iter().map(EncodingStatus::from).collect(),
+                file_bytes: store.file_bytes() + moved_bytes,
+                encodings: encodings.chain(moved).collect(),
                 pipelines: pipelines.into_values().collect(),
             },
             prefixes: self.prefixes.statistics(),

@@ -87,7 +87,7 @@ impl Target for EngineTarget {
                 Update::Failed(RequestError::Stopped) => return Outcome::Disconnected,
                 // As within the stream of a server.
                 Update::Failed(error) => return Outcome::Refused { status: 200, message: error.to_string() },
-                Update::Started { .. } | Update::Embedding(_) => {}
+                Update::Started { .. } | Update::Tail(_) | Update::Embedding(_) => {}
             }
         }
         Outcome::Disconnected

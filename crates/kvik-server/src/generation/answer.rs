@@ -91,6 +91,13 @@ impl AnswerParser {
                     }
                 }
             }
+            Update::Tail(text) => match &mut self.calls {
+                None => piece.text = text,
+                Some(parser) => {
+                    let deltas = parser.push(&text);
+                    self.add(deltas, &mut piece);
+                }
+            },
             Update::Finished { reason, .. } => {
                 let deltas = self.calls.as_mut().map(ToolCallParser::finish).unwrap_or_default();
                 self.add(deltas, &mut piece);

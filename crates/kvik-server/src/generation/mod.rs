@@ -181,7 +181,7 @@ impl Running {
                 self.app.metrics.answer(now - self.started);
                 self.app.metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
             }
-            Update::Embedding(_) => {}
+            Update::Embedding(_) | Update::Tail(_) => {}
             Update::Failed(error) => {
                 self.open = 0;
                 return Some(Err(failed(error)));

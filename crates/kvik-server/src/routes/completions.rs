@@ -167,6 +167,7 @@ impl Text {
                 self.characters += tokenizer.token_text(id).chars().count();
                 Piece { text, logprobs, finish_reason: None }
             }
+            Update::Tail(text) => Piece { text, logprobs: None, finish_reason: None },
             Update::Finished { reason, .. } => {
                 Piece { text: String::new(), logprobs: None, finish_reason: Some(finish_reason(&reason)) }
             }

@@ -11,13 +11,14 @@ use kvik_server::config::{Bytes, Config, Settings, Sharing};
 
 /// Those of [`Settings`] that say how an engine runs and what it remembers; the others are about its model, which commands
 /// name themselves, and about HTTP.
-const OPTIONS: [&str; 11] = [
+const OPTIONS: [&str; 12] = [
     "threads",
     "ctx",
     "kv",
     "kv_memory",
     "kv_dir",
     "kv_dir_memory",
+    "spill_dir",
     "prefix_sharing",
     "block_tokens",
     "max_running",
@@ -125,6 +126,7 @@ fn service_options(settings: &Settings, config: &Config) -> anyhow::Result<Servi
         block_tokens: settings.block_tokens.unwrap_or(defaults.block_tokens),
         kv_budget_bytes: settings.kv_memory.map(bytes),
         kv_dir,
+        spill_dir: config.spill_dir.clone(),
         prefix_sharing: match config.sharing {
             Sharing::Off => PrefixSharing::Off,
             Sharing::PerKey => PrefixSharing::PerKey,

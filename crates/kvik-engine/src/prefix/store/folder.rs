@@ -1,9 +1,10 @@
 //! The folder of prefixes: files come and go whole.
 //!
 //! A file is written under another name, handed to the disk, and then renamed, so that under its own name it is complete or not
-//! there, whenever the process or the machine stops. What an interrupted write leaves is removed at the next start, and so is
-//! whatever bears the name of a prefix and is none. Other files are not touched. Files and folder are for the user alone: they
-//! hold what people wrote.
+//! there, whenever the process or the machine stops. What an interrupted write leaves is removed at the next start, and so is a
+//! file that bears the name of a prefix and does not begin as that prefix does; whether the rest of it is whole is found out when
+//! it is read. Other files are not touched. Files are for the user alone, for they hold what people wrote, and so is a folder that
+//! is made here; one that was there stays as open as it was, and shows the names.
 
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
@@ -113,8 +114,9 @@ impl Folder {
             File::open(&self.path)?.sync_all()
         });
         if written.is_err() {
-            // It may not be there at all.
+            // One of the two is there at most.
             let _ = fs::remove_file(&partial);
+            let _ = self.remove(file);
         }
         written
     }

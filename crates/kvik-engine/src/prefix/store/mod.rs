@@ -17,7 +17,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -31,6 +31,7 @@ use self::{
     folder::{Create, Folder, create_new},
     index::Index,
 };
+use crate::lock::lock;
 
 pub(crate) use self::index::OnDisk;
 
@@ -38,6 +39,9 @@ pub(crate) use self::index::OnDisk;
 const QUEUE_BYTES: usize = 256 << 20;
 /// Prefixes that wait to be written or read, at most.
 const QUEUE_LEN: usize = 64;
+/// What the threads may take to end what they are at when the store is dropped; a disk that hangs takes longer, and is left to
+/// itself.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 /// A file's time of use is written to the disk so often at most.
 const TOUCH_EVERY: Duration = Duration::from_secs(60);
 
@@ -123,7 +127,7 @@ struct Shared {
     index: Mutex<Index>,
     queue: Mutex<Queue>,
     written_out: Condvar,
-    /// What still waits is not written.
+    /// What still waits is neither written nor read.
     stopping: AtomicBool,
     /// The last write failed, and somebody was told.
     failing: AtomicBool,
@@ -139,10 +143,6 @@ struct Counts {
     failed: AtomicU64,
     skipped: AtomicU64,
     damaged: AtomicU64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// A folder of prefixes.
@@ -299,9 +299,9 @@ impl Drop for PrefixStore {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Relaxed);
         (self.saves, self.loads) = (None, None);
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
-            let _ = thread.join();
+        let end = Instant::now() + LAST_WAIT;
+        while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -374,6 +374,9 @@ impl Shared {
 
     fn read_all(&self, wanted: &Receiver<Load>) {
         for Load { file, reply } in wanted {
+            if self.stopping.load(Relaxed) {
+                return;
+            }
             let loaded = match self.folder.read(file) {
                 Ok((header, image)) => {
                     self.counts.read.fetch_add(1, Relaxed);

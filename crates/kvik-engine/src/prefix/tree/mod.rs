@@ -33,6 +33,7 @@ use super::{
     eviction::{EvictionPolicy, NodeFacts},
     sharing::Scope,
 };
+use crate::common_prefix::common_prefix;
 
 /// A node, as long as it is in the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,10 +120,6 @@ impl Node {
         let common = |(edge, &id): (&Arc<[u32]>, &NodeId)| (id, common_prefix(edge, tokens));
         [before, after].into_iter().flatten().map(common).max_by_key(|(_, common)| *common)
     }
-}
-
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// Prefixes of prompts; see the module.
