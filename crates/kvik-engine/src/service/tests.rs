@@ -18,6 +18,8 @@ fn engine() -> Engine {
         threads: Some(2),
         context_tokens: Some(512),
         prefill_chunk_tokens: 300,
+        // shadowkv takes more blocks for a context than other methods.
+        sessions: 2,
         ..EngineOptions::default()
     };
     Engine::load(&tiny, &options).unwrap()
@@ -234,7 +236,7 @@ fn alone_with(pipeline: &Pipeline, prompt: Vec<u32>, max_tokens: usize) -> Vec<u
         ..Default::default()
     };
     let answer = engine.generate(&mut session, &request, &mut |_| std::ops::ControlFlow::Continue(()));
-    answer.unwrap().completion_ids
+    answer.unwrap_or_else(|error| panic!("{pipeline}: {error}")).completion_ids
 }
 
 /// Runs the loop until there is nothing to do.

@@ -33,7 +33,7 @@ pub struct Config {
     pub grace: Duration,
     /// Pipeline of requests that name none.
     pub pipeline: Pipeline,
-    /// Folder for what methods move out of RAM.
+    /// Folder for what methods and preemptions move out of RAM.
     pub spill_dir: Option<PathBuf>,
     /// Who shares the prefixes of whom.
     pub sharing: Sharing,

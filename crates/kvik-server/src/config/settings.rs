@@ -99,7 +99,7 @@ settings! {
     /// Tokens of one shared block, a multiple of 64 [default: 64]
     #[arg(long, env = "KVIK_BLOCK_TOKENS", value_name = "N", help_heading = "Cache")]
     block_tokens: Option<usize>,
-    /// Folder for what methods such as tier move out of RAM; without it, requests cannot use them
+    /// Folder for what methods such as tier, and preemptions, move out of RAM; without it, requests cannot use them
     #[arg(long, env = "KVIK_SPILL_DIR", value_name = "FOLDER", help_heading = "Cache")]
     spill_dir: Option<PathBuf>,
 
