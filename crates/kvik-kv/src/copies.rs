@@ -131,8 +131,9 @@ impl OpenCache<'_> {
         Ok((keys, values))
     }
 
-    /// Copies runs of `len` rows with positions in a row, of the heads of a layer, into the last segment of each head's copies. Runs begin at multiples of
-    /// `len`. `angles` (`[positions, pairs]`) turns keys that are stored before rotation; positions beyond it turn without a table.
+    /// Copies runs of `len` rows with positions in a row, of the heads of a layer, into the last segment of each head's copies.
+    /// Runs begin at multiples of `len`. `angles` (`[positions, pairs]`) turns keys that are stored before rotation; positions
+    /// beyond it turn without a table.
     ///
     /// What lies in a file is read; values are read on another thread while keys are rebuilt.
     ///

@@ -3,8 +3,8 @@
 //! A block holds one plane (keys or values) of one tile of one head, as bf16 rows or in some codec's encoding. Blocks of one
 //! size share a pool; a pool reserves address space for its capacity, and memory is taken when a block is first used. What
 //! holds a block knows it by its handle only, so a block may have several holders (shared prefixes, layers that share what
-//! they store) and may move, to a file and back ([`spilled`](crate::spilled)). A sequence that is dropped leaves its blocks in a return list, and the store takes them back
-//! when it next hands out or counts.
+//! they store) and may move, to a file and back ([`spilled`](crate::spilled)). A sequence that is dropped leaves its blocks in a
+//! return list, and the store takes them back when it next hands out or counts.
 
 use std::{
     io,

@@ -1,9 +1,10 @@
 //! What serving asks of prefixes: one value for the tree in memory and the folder on a disk.
 //!
 //! In the order of a request's life: [`prepare`](PrefixCache::prepare) when it arrives, which may have a prefix read from the disk
-//! meanwhile; [`begin`](PrefixCache::begin) when it may be admitted, and [`admitted`](PrefixCache::admitted) when it is; [`keep`](PrefixCache::keep) after a chunk of its prompt, at the
-//! latest before the prompt's end lets methods rewrite it. [`idle`](PrefixCache::idle) when there is nothing to compute.
-//! None of them waits for a disk, and a request waits for one only so long ([`PATIENCE`]).
+//! meanwhile; [`begin`](PrefixCache::begin) when it may be admitted, and [`admitted`](PrefixCache::admitted) when it is;
+//! [`keep`](PrefixCache::keep) after a chunk of its prompt, at the latest before the prompt's end lets methods rewrite it.
+//! [`idle`](PrefixCache::idle) when there is nothing to compute. None of them waits for a disk, and a request waits for one only
+//! so long ([`PATIENCE`]).
 //!
 //! What is shared is exact: rows that no method has rewritten, of tokens that were read as a prompt. Whoever begins with them
 //! computes the same bits as without. Pipelines whose methods wait for the end of the prompt begin with exact prefixes and

@@ -11,7 +11,8 @@
 //! The rooms, in the order in which a request passes them: `request` what is asked and what is heard; `control` what both sides
 //! of the thread share; `job` a request inside; `worker` the loop; `admission` who runs and who gives way; `plan` who gets how
 //! many tokens, a pure function; `pace` how many tokens of prompts a step may read; `fairness` what owners were served; `memory`
-//! what requests will need; `moved` the caches of those who gave way; `step` the pass and the sampling; `status` what can be seen from outside.
+//! what requests will need; `moved` the caches of those who gave way; `step` the pass and the sampling; `status` what can be seen
+//! from outside.
 
 mod admission;
 mod control;

@@ -7,9 +7,10 @@
 //! The thread that computes only copies: the cache into one image, and later the image into blocks. Of 32 MiB (1,024 tokens of
 //! 16 layers with 8 heads of 64 dimensions) that takes 16 ms and 2 ms, the latter up to 80 ms in memory that is used for the first
 //! time, on one core of the machine that this was written on; writing takes another 9 to 90 ms and reading 20 ms, as long as the
-//! system's page cache takes it, and both are done by a thread of their own, so that a slow disk holds no step up. An image takes RAM beyond the budget until it is written, and again from
-//! when it is read until it is copied; those that wait to be written are bounded ([`MOST_WAITING_BYTES`]), and what has no room
-//! among them is computed again. Whoever is admitted before its image was written gets it from memory.
+//! system's page cache takes it, and both are done by a thread of their own, so that a slow disk holds no step up. An image takes
+//! RAM beyond the budget until it is written, and again from when it is read until it is copied; those that wait to be written
+//! are bounded ([`MOST_WAITING_BYTES`]), and what has no room among them is computed again. Whoever is admitted before its image
+//! was written gets it from memory.
 //!
 //! Each image has a file of its own without a name. It goes with the request, however that ends, and with the process.
 

@@ -61,7 +61,8 @@ pub struct Progress {
 
 /// Sends requests to `target` at `pace`; `ask` makes the request of a number. Returns what happened to each that was sent,
 /// by number. A turn that would come before the answer to the turn before, or before its user has thought about that answer,
-/// is due when that is over: what the turn before took too long is not counted twice. When `progress` breaks, nothing more is sent and what is under way is dropped.
+/// is due when that is over: what the turn before took too long is not counted twice. When `progress` breaks, nothing more is
+/// sent and what is under way is dropped.
 pub async fn drive<T: Target>(
     target: &Arc<T>,
     pace: &Pace,
