@@ -123,7 +123,7 @@ fn options_come_from_file_environment_and_command_line() {
 #[test]
 fn wrong_options_are_refused_before_a_model_is_loaded() {
     for (args, said) in [
-        (&["--max-body", "12MB"][..], "512MiB"),
+        (&["--max-body", "12 apples"][..], "512MiB"),
         (&["--kv", "snapkv("], "kv: "),
         (&["--config", "/no/such/file.toml"], "/no/such/file.toml"),
         (&["--spill-dir", "/no/such/folder"], "no such folder"),
