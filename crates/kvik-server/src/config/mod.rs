@@ -252,6 +252,6 @@ mod tests {
         let twice = "[[key]]\nname = \"a\"\nkey = \"x\"\n[[key]]\nname = \"a\"\nkey = \"y\"";
         assert!(refused(twice).contains("called a"));
         assert!(refused("api-key = [\"\"]").contains("empty"));
-        assert!("12MB".parse::<Bytes>().is_err() && "99999999TiB".parse::<Bytes>().is_err());
+        assert!("12 apples".parse::<Bytes>().is_err() && "99999999TiB".parse::<Bytes>().is_err());
     }
 }
