@@ -4,18 +4,9 @@
 use kvik_engine::tool_calls::{ToolCallFormat, ToolCallParser, ToolDelta};
 use libfuzzer_sys::fuzz_target;
 
-const FORMATS: [ToolCallFormat; 6] = [
-    ToolCallFormat::Hermes,
-    ToolCallFormat::SmolLm,
-    ToolCallFormat::Llama,
-    ToolCallFormat::Mistral,
-    ToolCallFormat::MistralArgs,
-    ToolCallFormat::Json,
-];
-
 fuzz_target!(|input: &[u8]| {
     let text = String::from_utf8_lossy(input);
-    for format in FORMATS {
+    for format in ToolCallFormat::ALL {
         let pieces: Vec<String> = text.chars().map(String::from).collect();
         assert_eq!(read(format, &[&text]), read(format, &pieces), "{format:?}");
     }

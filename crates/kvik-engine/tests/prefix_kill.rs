@@ -45,7 +45,7 @@ fn prompt(kind: usize) -> Vec<u32> {
 
 /// Writes prefixes until it is killed. The folder has no room for all, so that files come and go.
 #[test]
-#[ignore = "it is the process that the other test kills"]
+#[ignore = "it is the process that a_hundred_kills_leave_no_wrong_token starts and kills"]
 fn write_until_killed() {
     let (Ok(path), Ok(round)) = (env::var(FOLDER), env::var(ROUND)) else { return };
     let round: usize = round.parse().unwrap();

@@ -446,7 +446,7 @@ fn pages_fit_a_phone_and_the_dark() {
 }
 
 #[test]
-#[ignore = "needs a running server at KVIK_SERVER"]
+#[ignore = "takes the pictures of docs/serving.md, which says how"]
 fn a_running_server_has_its_picture_taken() {
     let server = std::env::var("KVIK_SERVER").expect("KVIK_SERVER is the address of a running server");
     let Some(mut page) = Browser::open(&format!("{server}/"), 1200, 800) else { return };

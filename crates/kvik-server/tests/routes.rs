@@ -294,7 +294,7 @@ fn memory_and_prefixes_show_as_they_are_described() {
     let schema = &description["components"]["schemas"]["KvReport"];
     missing(&description, schema, &client.get("/v1/kv").ok(), "", &mut found);
     assert!(found.is_empty(), "described, and not there: {found:?}");
-    assert!(description["components"]["schemas"]["PrefixNodeReport"]["properties"]["locks"].is_object());
+    assert!(description["components"]["schemas"]["PrefixNodeStatus"]["properties"]["locks"].is_object());
 }
 
 #[test]

@@ -2,12 +2,17 @@
 //!
 //! Without chromium these tests pass over, unless `KVIK_BROWSER=required` is set, as it is in continuous integration.
 
+#[path = "../../kvik-server/tests/support/chromium.rs"]
+mod chromium;
+
 use std::{
     fs,
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
 };
+
+use chromium::chromium;
 
 /// Moves the slider, the selections and the arrow keys as a visitor does, and writes what the page then shows.
 const VISIT: &str = r##"
@@ -35,15 +40,7 @@ $("visit").textContent = "\n" + shown.join("\n") + "\n";
 
 /// A command that opens `page` and prints what became of it; `None` where there is no browser and none is asked for.
 fn browser(page: &str) -> Option<Command> {
-    let found = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
-        Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-    });
-    if found.is_none() {
-        let required = std::env::var("KVIK_BROWSER").is_ok_and(|value| value == "required");
-        assert!(!required, "KVIK_BROWSER=required, and there is no chromium");
-        eprintln!("passed over: there is no chromium");
-    }
-    let mut command = Command::new(found?);
+    let mut command = Command::new(chromium()?);
     command.args([
         "--headless",
         "--no-sandbox",

@@ -107,6 +107,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What prefixes did since the start, and what they take now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PrefixStatistics {
     /// Requests that began.
     pub requests: u64,

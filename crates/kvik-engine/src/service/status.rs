@@ -13,6 +13,7 @@ const REMEMBERED: usize = 1024;
 
 /// A snapshot of a service.
 #[derive(Clone, Debug, Default, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Status {
     /// False once the service has failed: it then computes nothing any more.
     pub healthy: bool,
@@ -52,6 +53,7 @@ pub struct Status {
 
 /// The requests of one owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct OwnerStatus {
     /// Its name; `None` for requests that came without.
     pub owner: Option<String>,
@@ -65,6 +67,7 @@ pub struct OwnerStatus {
 
 /// What a forward pass is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Batch {
     /// Sequences in it.
     pub sequences: usize,
@@ -78,6 +81,7 @@ pub struct Batch {
 
 /// What steps cost, as far as the latest ones tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PaceStatus {
     /// Seconds of a step, whatever it computes.
     pub step_seconds: f64,
@@ -93,6 +97,7 @@ pub struct PaceStatus {
 
 /// Memory of keys and values.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct KvStatus {
     /// Bytes of RAM that they may take.
     pub budget_bytes: usize,
@@ -108,9 +113,10 @@ pub struct KvStatus {
 
 /// The bytes of one encoding.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct EncodingStatus {
-    /// What they are: `bf16`, codes of some bits, coefficients; see [`kvik_kv::EncodingBytes`]. `moved-caches` are those of requests
-    /// that gave way.
+    /// What they are: `bf16`, `bf16-copies`, `merged-layers`, `affine-2-bits` and the like, `low-rank`; `moved-caches` are those of
+    /// requests that gave way.
     pub encoding: Cow<'static, str>,
     /// Bytes of RAM.
     pub ram_bytes: usize,
@@ -120,6 +126,7 @@ pub struct EncodingStatus {
 
 /// The sequences of one pipeline that are being computed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PipelineStatus {
     /// The pipeline.
     pub pipeline: String,
@@ -137,6 +144,7 @@ pub struct PipelineStatus {
 
 /// Sums since the start of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Totals {
     /// Requests that were accepted.
     pub requests: u64,
@@ -168,6 +176,7 @@ pub struct Totals {
 
 /// How long something takes.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Distribution {
     /// How often it was measured.
     pub count: u64,

@@ -20,6 +20,10 @@ pub enum ToolCallFormat {
 }
 
 impl ToolCallFormat {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Hermes, Self::SmolLm, Self::Llama, Self::Mistral, Self::MistralArgs, Self::Json];
+
     /// The form that a chat template shows its model.
     pub fn of_template(source: &str) -> Self {
         let mentions = |mark: &str| source.contains(mark);

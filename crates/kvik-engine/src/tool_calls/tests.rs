@@ -11,15 +11,6 @@ use kvik_model::Tokenizer;
 use proptest::prelude::*;
 use serde_json::json;
 
-const FORMATS: [ToolCallFormat; 6] = [
-    ToolCallFormat::Hermes,
-    ToolCallFormat::SmolLm,
-    ToolCallFormat::Llama,
-    ToolCallFormat::Mistral,
-    ToolCallFormat::MistralArgs,
-    ToolCallFormat::Json,
-];
-
 /// What an answer came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Answer {
@@ -158,7 +149,7 @@ fn calls_of_every_family() {
 
 #[test]
 fn what_is_no_call_is_text_to_the_last_character() {
-    for format in FORMATS {
+    for format in ToolCallFormat::ALL {
         for text in [
             "",
             " \n",
@@ -231,7 +222,7 @@ proptest! {
             Just("{\"name\": \"find\", "), Just("\"arguments\": "), Just("\"parameters\": {"), Just("{"), Just("}"), Just("["),
             Just("]"), Just("\""), Just("\\"), Just(","), Just(";"), Just(" "), Just("\n"), Just("é"), Just("find"), Just("null"), Just("<"),
         ], 0..14),
-        format in proptest::sample::select(&FORMATS[..]),
+        format in proptest::sample::select(&ToolCallFormat::ALL[..]),
         cuts in proptest::collection::vec(0usize..60, 0..6),
     ) {
         let text = parts.concat();
@@ -329,7 +320,7 @@ fn forced_calls_are_calls_with_valid_arguments() {
         tools[1].parameters.clone().unwrap(),
         json!({"type": "object", "additionalProperties": false}),
     ];
-    for format in FORMATS {
+    for format in ToolCallFormat::ALL {
         for marks in [&[][..], &["[TOOL_CALLS]", "[ARGS]", "<tool_call>", "</tool_call>", "<|python_tag|>"]] {
             let tokenizer = tokenizer(marks);
             let compiler = ConstraintCompiler::new(&tokenizer).unwrap();
@@ -387,7 +378,7 @@ fn tools_and_choices_that_make_no_sense_are_refused() {
 #[test]
 fn instructions_show_the_form_that_is_parsed() {
     let tool = json!({"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}});
-    for format in FORMATS {
+    for format in ToolCallFormat::ALL {
         let text = instructions(format, std::slice::from_ref(&tool));
         assert!(text.contains(&tool.to_string()));
         let example = text.split("in this form:\n").nth(1).unwrap().split("\nIf none").next().unwrap();

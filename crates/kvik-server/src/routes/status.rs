@@ -35,7 +35,7 @@ pub struct KvReport {
     /// Who shares the prefixes of whom: `off`, `per-key` or `all`.
     pub prefix_sharing: &'static str,
     /// What the service says of itself: requests, batches, memory by place and encoding, the prefix tree.
-    #[schema(value_type = crate::openapi::ServiceReport)]
+    #[schema(value_type = kvik_engine::service::Status)]
     pub service: Value,
     /// The methods that pipelines are made of.
     pub methods: Vec<MethodCard>,

@@ -11,6 +11,8 @@ use std::{
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 
+use super::chromium::chromium;
+
 /// A page in chromium, driven through its DevTools protocol over its standard streams.
 pub struct Browser {
     process: Child,
@@ -30,17 +32,9 @@ impl Drop for Browser {
 impl Browser {
     /// A browser that shows `url`; `None` where there is none and none is asked for.
     pub fn open(url: &str, width: u32, height: u32) -> Option<Self> {
-        let found = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
-            Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-        });
-        if found.is_none() {
-            let required = std::env::var("KVIK_BROWSER").is_ok_and(|value| value == "required");
-            assert!(!required, "KVIK_BROWSER=required, and there is no chromium");
-            eprintln!("passed over: there is no chromium");
-        }
         // Chromium reads commands from descriptor 3 and answers on 4.
         let mut process = Command::new("sh")
-            .args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "sh", found?])
+            .args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "sh", chromium()?])
             .args([
                 "--headless",
                 "--no-sandbox",

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 pub mod browser;
+mod chromium;
 mod client;
 mod model;
 mod random;

@@ -75,6 +75,7 @@ pub enum StoreError {
 
 /// What happened to prefixes on the disk since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DiskStatistics {
     /// Files.
     pub files: usize,

@@ -14,6 +14,7 @@ const MOST_TREES: usize = 32;
 
 /// The prefixes of those who share with each other.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PrefixTreeStatus {
     /// True if requests of all owners share it.
     pub shared_by_all: bool,
@@ -27,6 +28,7 @@ pub struct PrefixTreeStatus {
 
 /// A node of a tree of prefixes.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PrefixNodeStatus {
     /// Tells it from all others; whoever comes after it may have the same.
     pub id: u32,
